@@ -1,0 +1,1 @@
+"""Built-in plugins: a folder a kind, a file an idea, registered by entry points as anyone's package is."""

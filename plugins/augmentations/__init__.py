@@ -1,0 +1,1 @@
+"""Ways to turn a batch of pictures into views."""

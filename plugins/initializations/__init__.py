@@ -1,0 +1,1 @@
+"""Checkpoint formats an encoder can start from."""

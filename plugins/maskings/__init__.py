@@ -1,0 +1,1 @@
+"""Ways to choose which patches the student does not see."""

@@ -1,0 +1,1 @@
+"""Losses, with their decoders and predictors."""

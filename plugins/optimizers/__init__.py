@@ -1,0 +1,1 @@
+"""Update rules with their parameter groups and schedules."""
