@@ -132,7 +132,8 @@ class Augmentation(Part, ABC):
     """Turns a batch of canvases into views."""
 
     @abstractmethod
-    def forward(self, batch: Batch, draws: Draws) -> list[View]: ...
+    def forward(self, batch: Batch, draws: Draws) -> list[View]:
+        """The views of every image, each (B, C, h, w) in [0, 1]."""
 
 
 class Encoder(Part, ABC):
@@ -149,7 +150,8 @@ class Encoder(Part, ABC):
         """Rows and columns of patches of an image of that size; ValueError when it does not fit."""
 
     @abstractmethod
-    def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens: ...
+    def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
+        """Tokens of images (B, C, h, w) in [0, 1], C 1 or 3, of the patches that the mask leaves."""
 
     def initialize(self) -> list[str]:
         """Load the weights that `init` names; called once, at a fresh start, never on resume. Lines to print."""
@@ -164,7 +166,8 @@ class Masking(Part, ABC):
     """Chooses which patches the student does not see. None = this view stays whole."""
 
     @abstractmethod
-    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask | None: ...
+    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask | None:
+        """The mask of a view whose patches form `grid`."""
 
 
 class Head(Part, ABC):
@@ -173,7 +176,8 @@ class Head(Part, ABC):
     width: int
 
     @abstractmethod
-    def forward(self, tokens: Tokens) -> Tokens: ...
+    def forward(self, tokens: Tokens) -> Tokens:
+        """Tokens of width `width`."""
 
 
 class Student(Part):
@@ -299,12 +303,16 @@ class Optimizer(ABC):
     def warmup_steps(self, steps: int) -> int:
         """Steps of `steps` before the peak is reached, for the plan printed before training."""
 
-    def clip(self, parameters: list[nn.Parameter], norm: Tensor) -> None:
+    def clip_gradients(self, parameters: list[nn.Parameter], norm: Tensor) -> None:  # noqa: B027
         """Change gradients in place; `norm` is their total norm, 0-dim on the device. Default: leave them."""
 
 
 class Probe(ABC):
-    """Measures, while training, whether the encoder learns: run every `every` epochs on the weights to be exported."""
+    """Measures, while training, whether the encoder learns. `__init__(self, source: Source, *, options)`.
+
+    The engine calls it on the weights that will be exported, every `every` epochs of the schedule, and once before
+    training on the untrained encoder and on raw pixels, so that every number has its baselines beside it.
+    """
 
     every: float = 1.0
 

@@ -1,0 +1,87 @@
+"""What is decided and said before training starts: the micro-batch, the schedule, the time it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ussl.logs import duration
+
+CPU_MICRO_BATCH = 32  # images; a ViT-B pre-training step at 224 px takes about 120 MB an image
+HOPELESS = 60 * 86_400  # seconds
+
+
+def micro_batch(
+    local: int, wanted: int | str, additive: bool, anyway: bool, fits: Callable[[int], bool] | None, objective: str
+) -> int:
+    """Images that pass through the network together on one device; `local` are due there a step.
+
+    fits: tries a micro-batch on the device; None on CPU, where memory is not probed.
+    """
+    if wanted != "auto":
+        size = int(wanted)
+        if local % size:
+            raise ValueError(
+                f"train.micro_batch {size} does not divide the {local} images a device has in a step: "
+                f"write one of {', '.join(map(str, _divisors(local)))}"
+            )
+    elif fits is None:
+        size = max(d for d in _divisors(local) if d <= CPU_MICRO_BATCH) if additive or anyway else local
+    elif additive or anyway:
+        size = _largest(local, fits)
+    else:
+        size = local if fits(local) else _largest(local, fits)
+    if size < local and not (additive or anyway):
+        raise ValueError(
+            f"objective {objective} contrasts the images of one pass, and here {size} of the {local} images a device "
+            f"has in a step pass at once: accumulation would contrast batches of {size}, another method. "
+            f"Write a train.batch_size of {size} a device, or --train.accumulate anyway"
+        )
+    return size
+
+
+def _largest(local: int, fits: Callable[[int], bool]) -> int:
+    """The largest divisor of `local` that fits, each tried at least twice the one before."""
+    best = 0
+    for size in _divisors(local):
+        if size < 2 * best and size != local:
+            continue
+        if not fits(size):
+            break
+        best = size
+    if best == 0:
+        raise ValueError("one image does not fit in memory: write a smaller --encoder.size or --augmentation.size")
+    return best
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def schedule(batch_size: int, devices: int, micro: int, peak: float, steps: int, warmup: int, rows: int) -> list[str]:
+    """The lines that say what will be done."""
+    seen, several = steps * batch_size, "s" * (devices > 1)
+    return [
+        f"batch     {batch_size:,} images = {micro} x {batch_size // devices // micro} accumulated "
+        f"x {devices} device{several}",
+        f"rate      peak {peak:.3g}, warm-up {warmup:,} of {steps:,} steps",
+        f"images    {seen:,} seen in {steps:,} steps = {seen / rows:.4g} times each of {rows:,}",
+    ]
+
+
+def outlook(images: int, rate: float) -> str:
+    """The line that says how long `images` take at `rate` images a second, and what to do where that is hopeless."""
+    seconds = images / rate
+    line = f"time      about {duration(seconds)} at {rate:,.3g} images/s (measured on one small step)"
+    if seconds > HOPELESS:
+        line += (
+            "\n          This is hopeless on this machine. Try a GPU, fewer steps (--train.steps 1000), "
+            "a smaller network (--encoder.size tiny) or smaller images (--augmentation.size 112)."
+        )
+    return line
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device has no memory left."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()

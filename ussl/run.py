@@ -1,0 +1,128 @@
+"""The folder of a run: whether it may be used, what is written into it besides the training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ussl import checkpoint
+
+OURS = ("checkpoints", "encoder", "tensorboard", "metrics.csv", "recipe.yaml", "environment.json", "refused.csv")
+PACKAGES = ("ultrasound-ssl", "torch", "torchvision", "timm", "pytorch-lightning", "kornia", "numpy", "pillow")
+
+# what may change between a run and its continuation without changing what is trained
+FREE = frozenset(
+    {
+        *(f"train.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch")),
+        *(f"train.{key}" for key in ("compile", "activation_checkpointing", "save_every", "keep", "max_refused")),
+        "loader.workers",
+    }
+)
+
+
+def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Make `out`, or refuse it in one line; with `overwrite`, remove an earlier run's files (and only those)."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: write a folder")
+    if out.is_dir() and any(out.iterdir()) and not resume:
+        if not overwrite:
+            raise ValueError(
+                f"--out {out} is not empty: --resume continues that run, --overwrite starts it again, "
+                f"or write another --out"
+            )
+        for name in OURS:
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be made: {error.strerror}") from error
+    checkpoint.clear_unfinished(out / "checkpoints")
+
+
+def same_training(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under a recipe that trains something else."""
+    before, now = _flat(old), _flat(new)
+    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in FREE]
+    if differing:
+        told = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing[:4])
+        raise ValueError(f"--resume continues a run as it was begun, but the recipe differs: {told}")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, name + ".") if isinstance(value, Mapping) else {name: value})
+    return flat
+
+
+def environment(seed: int, images: int, digest: str, weights: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run depended on: versions, devices, git, seed, data, licences of the weights it began from."""
+    import torch
+
+    return {
+        "command": " ".join(["ussl", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [platform.processor()],
+        "threads": torch.get_num_threads(),
+        "git": _git_commit(),
+        "seed": seed,
+        "data": {"images": images, "sha256": digest},
+        "weights": weights,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a small file in one go, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        file.write(text.encode())
+        checkpoint.sync(file)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one go."""
+    write(path, json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 of a row table: the same images in the same order, with the same labels."""
+    total = hashlib.sha256()
+    for row in rows:
+        total.update(json.dumps(row, sort_keys=True, default=str).encode())
+    return total.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the folder the command was given in, with + where files differ from it."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()

@@ -1,0 +1,224 @@
+"""The training loop: one update a step, refused when not finite, interruptible, resumable to the bit."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ussl import checkpoint, run
+from ussl.errors import RunFailed
+from ussl.launch import Interruption, launch, peak_memory, together
+from ussl.logs import Clock, Metrics, duration
+from ussl.parts import Batch, Progress
+from ussl.training import Training, build
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from ussl.recipe import Recipe
+
+
+def fit(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> int:
+    """Train as `recipe` says into the folder `out`; the exit code: 0 done, 130 interrupted with a checkpoint."""
+    with Interruption() as interruption:
+        fabric = launch(recipe.train)
+        together(fabric, lambda: run.open_folder(out, resume, overwrite))
+        state = restore(fabric, out, recipe) if resume else None
+        if state and state["step"] == state["steps"] and (out / "encoder" / "model.safetensors").exists():
+            fabric.print(f"finished  all {state['steps']} steps were done before; nothing changed")
+            return 0
+        training = build(fabric, recipe, fresh=state is None)
+        if state is not None:
+            training.restore(state)
+        if fabric.is_global_zero:
+            write_down(training, out)
+        for line in training.described():
+            fabric.print(line, flush=True)
+        done, clock = loop(training, out, interruption)
+        return finish(training, out, done, clock)
+
+
+def restore(fabric: Fabric, out: Path, recipe: Recipe) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, or None, said aloud."""
+    state, lines = checkpoint.load(out / "checkpoints") if fabric.is_global_zero else (None, [])
+    fabric.barrier()  # the first rank has set damaged ones aside
+    if not fabric.is_global_zero:
+        state, _ = checkpoint.load(out / "checkpoints")
+    for line in lines:
+        fabric.print(line)
+    if state is None:
+        fabric.print(f"resume    no usable checkpoint in {out / 'checkpoints'}: starting over")
+    else:
+        run.same_training(state["recipe"], recipe.resolved)
+        fabric.print(f"resume    after step {state['step']} of {state['steps']}")
+    return state
+
+
+def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int, Clock]:
+    """Train to the end or to an interruption, and save; the steps done, and where the time went."""
+    train, first, done = training.recipe.train, training.fabric.is_global_zero, training.start
+    metrics = Metrics(out, training.start) if first else None
+    clock = Clock()
+    batches = clock.waiting(training.loader.batches(training.start, training.steps))
+    interruption.training = True
+    with progress_bar(training.start, training.steps, first) as bar:
+        for step in range(training.start, training.steps):
+            values = update(training, out, step, batches, interruption)
+            if values is None:
+                break
+            done = step + 1
+            stop = values.pop("stop")
+            seconds, waited = clock.step()
+            values |= {"images_per_second": train.batch_size / seconds, "data_wait": waited}
+            bar.set_postfix_str(
+                f"loss {values['loss']:.4g}, {values['images_per_second']:.3g} images/s, {waited:.0%} waiting for data"
+            )
+            bar.update()
+            if metrics is not None:
+                metrics.write(done, values)
+            if stop:
+                break
+            if done % train.save_every == 0 and done < training.steps:
+                save(training, out, done)
+    if metrics is not None:
+        metrics.close()
+    save(training, out, done)
+    return done, clock
+
+
+def update(
+    training: Training, out: Path, step: int, batches: Iterator[Any], interruption: Interruption
+) -> dict[str, float] | None:
+    """One update from one global batch; None when interrupted amid it (one device needs nobody's agreement)."""
+    fabric, recipe = training.fabric, training.recipe
+    at = Progress(step, training.steps, step / training.steps * recipe.train.epochs, recipe.train.epochs)
+    for part in training.parts:
+        part.before_step(at)
+    training.optimizer.before_step(training.update, at)
+    count = training.local // training.micro
+    losses: list[dict[str, Tensor]] = []
+    for i in range(count):
+        if interruption.asked and fabric.world_size == 1:
+            training.update.zero_grad(set_to_none=True)
+            return None
+        _, batch = next(batches)
+        losses.append(accumulate(training, step, i, count, batch.to(fabric.device)))
+    for part in training.parts:
+        part.after_backward(at)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in training.parameters if p.grad is not None])
+    values = read(training, losses, norm, interruption.asked)
+    if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+        training.refused = 0
+        training.optimizer.clip_gradients(training.parameters, norm)
+        training.update.step()
+        for part in training.parts:
+            part.after_step(at)
+        if training.ema is not None:
+            training.ema.update(training.method.student, step)
+    else:
+        refuse(training, out, step, values)
+    training.update.zero_grad(set_to_none=True)
+    return {"epoch": at.epoch, "learning_rate": training.update.param_groups[0]["lr"], **values}
+
+
+def accumulate(training: Training, step: int, i: int, count: int, batch: Batch) -> dict[str, Tensor]:
+    """Add the gradients of the `i`-th of `count` micro-batches of a step."""
+    fabric = training.fabric
+    # dropout and drop path draw from torch's generator
+    torch.manual_seed(zlib.crc32(f"{training.recipe.seed}/{step}/{fabric.global_rank}/{i}".encode()))
+    waits = fabric.world_size > 1 and i + 1 < count
+    with fabric.no_backward_sync(training.wrapped, enabled=waits):  # type: ignore[arg-type]
+        losses = training.wrapped(batch, training.draws(step, batch))
+        fabric.backward(losses["loss"] / count)
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def read(training: Training, losses: list[dict[str, Tensor]], norm: Tensor, asked: bool) -> dict[str, float]:
+    """The numbers of a step, means over ranks, by its one read of the device."""
+    fabric, names = training.fabric, list(losses[0])
+    means = [torch.stack([loss[name].float() for loss in losses]).mean() for name in names]
+    numbers = torch.stack([*means, norm.float(), torch.tensor(float(asked), device=norm.device)])
+    if fabric.world_size > 1:
+        numbers = fabric.all_reduce(numbers, reduce_op="mean")  # type: ignore[assignment]
+    return dict(zip([*names, "gradient_norm", "stop"], numbers.tolist(), strict=True))
+
+
+def refuse(training: Training, out: Path, step: int, values: Mapping[str, float]) -> None:
+    """Say which step and images gave a non-finite loss or gradient; RunFailed after too many in a row."""
+    training.refused += 1
+    _, index, _ = training.loader.rows_of(step)
+    paths = [str(training.rows[i]["path"]) for i in index]
+    if training.fabric.is_global_zero:
+        with (out / "refused.csv").open("a", newline="") as file:
+            csv.writer(file).writerows((step + 1, path) for path in paths)
+    more = f" and {len(paths) - 4} more (refused.csv)" if len(paths) > 4 else ""
+    training.fabric.print(
+        f"\nstep {step + 1} refused: loss {values['loss']:g}, gradient norm {values['gradient_norm']:g}; "
+        f"nothing was updated; images {', '.join(paths[:4])}{more}"
+    )
+    if training.refused >= training.recipe.train.max_refused:
+        raise RunFailed(
+            f"{training.refused} steps in a row were not finite, the last one step {step + 1}; earlier checkpoints "
+            f"are intact. Look at {out / 'refused.csv'}, lower optimizer.base_learning_rate or write "
+            f"--train.precision 32-true"
+        )
+
+
+def save(training: Training, out: Path, done: int) -> None:
+    """Write a checkpoint of `done` finished steps; where that fails, every rank fails."""
+    failure = None
+    if training.fabric.is_global_zero:
+        try:
+            checkpoint.save(out / "checkpoints", done, training.state(done), training.recipe.train.keep)
+        except RunFailed as error:
+            failure = str(error)
+    failure = training.fabric.broadcast(failure)
+    if failure is not None:
+        raise RunFailed(failure)
+
+
+def write_down(training: Training, out: Path) -> None:
+    """recipe.yaml and environment.json."""
+    recipe = training.recipe
+    described = run.environment(recipe.seed, len(training.rows), training.digest, training.lineage())
+    run.write(out / "recipe.yaml", recipe.to_yaml())
+    run.write_json(out / "environment.json", described)
+
+
+def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
+    """Say what was done, and export the encoder if training is complete; the exit code."""
+    from ussl.export import write_encoder
+
+    fabric, complete = training.fabric, done == training.steps
+    seconds, waited = clock.total()
+    images = (done - training.start) * training.recipe.train.batch_size
+    fabric.print(
+        f"{'done      ' if complete else 'stopped   '}{done} of {training.steps} steps; {images:,} images in "
+        f"{duration(seconds)}, {images / seconds:,.3g} images/s, {waited:.1%} of the time waiting for data, "
+        f"peak memory {peak_memory(fabric.device):.1f} GiB"
+    )
+    if not complete:
+        fabric.print(f"interrupted: --resume continues from {out / 'checkpoints'}")
+        return 130
+    if fabric.is_global_zero:
+        extra = {"export": training.export, "weights": training.lineage()}
+        write_encoder(training.exported(), out / "encoder", extra)
+    fabric.print(f"encoder   {out / 'encoder'} ({training.export})")
+    fabric.barrier()
+    return 0
+
+
+def progress_bar(start: int, steps: int, first: bool) -> Any:
+    """A bar on stderr, on the first rank."""
+    from tqdm import tqdm
+
+    every = 0.5 if sys.stderr.isatty() else 30
+    return tqdm(total=steps, initial=start, unit="step", disable=not first, mininterval=every, dynamic_ncols=True)

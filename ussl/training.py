@@ -1,0 +1,241 @@
+"""All that a run trains with, built from its recipe and, on resume, from a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ussl import launch, plan, run
+from ussl.data.loader import Loader, default_workers
+from ussl.method import Ema, Method
+from ussl.parts import Batch, Draws, Encoder, Optimizer, Part, Student
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from ussl.recipe import Recipe
+
+TRIAL = 4  # images of the step that is timed before training on a CPU
+
+
+@dataclass
+class Training:
+    """A run's method, data and optimizer, and how far it is."""
+
+    fabric: Fabric
+    recipe: Recipe
+    rows: list[dict[str, Any]]
+    digest: str  # of the rows
+    method: Method
+    wrapped: nn.Module  # the method as Fabric runs it
+    parameters: list[nn.Parameter]
+    parts: list[Part]
+    ema: Ema | None
+    export: str  # student, ema or teacher
+    loader: Loader
+    optimizer: Optimizer
+    update: torch.optim.Optimizer
+    steps: int
+    micro: int  # images a device passes at once
+    notes: list[str]  # of the encoder's initialisation
+    start: int = 0  # steps done before
+    refused: int = 0  # steps refused in a row
+
+    @property
+    def local(self) -> int:
+        """Images a device has in a step."""
+        return self.recipe.train.batch_size // self.fabric.world_size
+
+    def draws(self, step: int, batch: Batch) -> Draws:
+        """The random numbers of a batch."""
+        return Draws(self.recipe.seed, self.loader.epoch_of(step), step, batch.index, batch.turn)
+
+    def lineage(self) -> list[dict[str, Any]]:
+        """The pretrained weights in use."""
+        return [weights for part in self.parts for weights in part.lineage()]
+
+    def state(self, done: int) -> dict[str, Any]:
+        """What a checkpoint holds after `done` steps."""
+        return {
+            "step": done,
+            "steps": self.steps,
+            "refused": self.refused,
+            "recipe": self.recipe.resolved,
+            "data": self.digest,
+            "method": self.method.state_dict(),
+            "optimizer": self.update.state_dict(),
+            "ema": None if self.ema is None else self.ema.average,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint; ValueError where it belongs to other images or another length."""
+        if state["data"] != self.digest:
+            raise ValueError(
+                "--resume continues a run as it was begun, but the images differ from those it began with"
+            )
+        if state["steps"] != self.steps:
+            raise ValueError(f"--resume: the run was begun for {state['steps']} steps, now it would be {self.steps}")
+        self.method.load_state_dict(state["method"])
+        self.update.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.average = {name: x.to(self.fabric.device) for name, x in state["ema"].items()}
+        self.start, self.refused = state["step"], state["refused"]
+
+    def exported(self) -> Encoder:
+        """The encoder with the weights that `export` names."""
+        student: Student | None = self.method.student
+        if self.export == "teacher" and self.method.target is not None:
+            student = self.method.target.teacher
+        if self.export == "ema" and self.ema is not None:
+            student = copy.deepcopy(self.method.student)
+            student.load_state_dict(self.ema.average)
+        assert student is not None
+        return student.encoder
+
+    def described(self) -> Iterator[str]:
+        """The lines printed before the first step."""
+        resolved, batch, world = self.recipe.resolved, self.recipe.train.batch_size, self.fabric.world_size
+        named = [k for k in ("encoder", "head", "masking", "target", "objective") if resolved.get(k)]
+        trained = sum(p.numel() for p in self.parameters) / 1e6
+        yield from self.notes
+        yield f"method    {', '.join(resolved[k]['name'] for k in named)}; {trained:.4g} M parameters trained"
+        for weights in self.lineage():
+            yield f"weights   {weights['name']}, licence {weights['licence']}, sha256 {weights['sha256'][:12]}"
+        yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
+        peak, warmup = self.optimizer.peak, self.optimizer.warmup_steps(self.steps)
+        yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows))
+        yield plan.outlook((self.steps - self.start) * batch, self.images_per_second())
+
+    def images_per_second(self) -> float:
+        """Of all devices together, from a small step done twice."""
+        count = self.micro if self.fabric.device.type == "cuda" else min(TRIAL, self.micro)
+        self.trial(count)
+        begun = time.perf_counter()
+        self.trial(count)
+        return count * self.fabric.world_size / (time.perf_counter() - begun)
+
+    def trial(self, count: int) -> None:
+        """A forward and backward pass of `count` images that leaves no trace."""
+        several = self.fabric.world_size > 1
+        batch = self.loader.sample(count).to(self.fabric.device)
+        buffers = [b.clone() for b in self.method.buffers()]
+        with torch.random.fork_rng(), self.fabric.no_backward_sync(self.wrapped, enabled=several):  # type: ignore[arg-type]
+            self.fabric.backward(self.wrapped(batch, self.draws(0, batch))["loss"])
+        for buffer, before in zip(self.method.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self.update.zero_grad(set_to_none=True)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def fits(self, count: int) -> bool:
+        """Whether a micro-batch of `count` and the optimizer's state fit in every device's memory."""
+        fit = torch.ones((), device=self.fabric.device)
+        try:
+            ballast = [torch.empty_like(p) for p in self.parameters for _ in range(2)]  # what AdamW will hold
+            self.trial(count)
+            del ballast
+        except RuntimeError as error:
+            if not plan.out_of_memory(error):
+                raise
+            fit.zero_()
+        self.update.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        return float(self.fabric.all_reduce(fit, reduce_op="sum")) == self.fabric.world_size  # type: ignore[arg-type]
+
+
+def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
+    """Everything a run needs, on its device; nothing of a checkpoint yet."""
+    train = recipe.train
+    if train.batch_size % fabric.world_size:
+        raise ValueError(f"train.batch_size {train.batch_size} does not divide by {fabric.world_size} devices")
+    source = recipe.source()
+    rows = list(source.rows())
+    torch.manual_seed(recipe.seed)
+    method, notes = build_method(recipe, fresh)
+    wrapped = fabric.setup_module(method)
+    optimizer = recipe.optimizer()
+    loader = build_loader(fabric, recipe, source, rows)
+    training = Training(
+        fabric=fabric,
+        recipe=recipe,
+        rows=rows,
+        digest=run.rows_digest(rows),
+        method=method,
+        wrapped=wrapped,
+        parameters=[p for p in method.parameters() if p.requires_grad],
+        parts=list(method.parts()),
+        ema=Ema(method.student, recipe.ema) if recipe.ema else None,
+        export=exported_weights(recipe, method),
+        loader=loader,
+        optimizer=optimizer,
+        update=optimizer.start(method, train.batch_size),
+        steps=train.steps or int(train.epochs * loader.steps_per_epoch),
+        micro=0,
+        notes=notes,
+    )
+    if training.steps < 1:
+        raise ValueError(f"train.epochs {train.epochs} is less than one step: write --train.steps 1 or more")
+    micro = plan.micro_batch(
+        training.local,
+        train.micro_batch,
+        method.objective.additive,
+        train.accumulate == "anyway",
+        training.fits if fabric.device.type == "cuda" else None,
+        recipe.resolved["objective"]["name"],
+    )
+    return replace(training, micro=micro, loader=build_loader(fabric, recipe, source, rows, micro))
+
+
+def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
+    """The method in training mode, and what the encoder's initialisation had to say."""
+    encoder = recipe.encoder()
+    notes = encoder.initialize() if fresh else []
+    student = Student(encoder, recipe.head(encoder), recipe.joined)
+    target = recipe.target(student)
+    method = Method(recipe.augmentation(), student, recipe.masking(), target, recipe.objective(student, target))
+    if recipe.train.activation_checkpointing:
+        able = [part for part in method.parts() if part.can_recompute]
+        if not able:
+            raise ValueError("train.activation_checkpointing: no part of this recipe can recompute activations")
+        for part in able:
+            part.recompute = True
+    if recipe.train.compile:
+        encoder.compile()
+        method.objective.compile()
+    return method.train(), notes
+
+
+def build_loader(fabric: Fabric, recipe: Recipe, source: Any, rows: list[dict[str, Any]], micro: int = 1) -> Loader:
+    """The batches of this rank."""
+    names = sorted({row["reader"] for row in rows if row.get("reader")})
+    workers = recipe.loader.workers
+    return Loader(
+        rows,
+        {None: source, **{name: recipe.reader(name) for name in names}},
+        recipe.sampler(),
+        seed=recipe.seed,
+        batch_size=recipe.train.batch_size,
+        micro_batch=micro,
+        canvas=recipe.loader.canvas,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        workers=default_workers() if workers == "auto" else int(workers),
+        pin=fabric.device.type == "cuda",
+    )
+
+
+def exported_weights(recipe: Recipe, method: Method) -> str:
+    """Which weights become the encoder: student, ema or teacher."""
+    teaches = method.target is not None and method.target.teacher is not None
+    wanted = recipe.export or ("ema" if recipe.ema else "teacher" if teaches else "student")
+    if wanted == "ema" and not recipe.ema:
+        raise ValueError("export: ema needs an average of the weights: write --ema 0.9999")
+    if wanted == "teacher" and not teaches:
+        raise ValueError("export: teacher needs a target with an EMA teacher: write --export student")
+    return wanted
