@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ussl.export import load as load
+    from ussl.loaded import load as load
 
 __all__ = ["load"]
 
@@ -13,7 +13,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     """`ussl.load`, imported on first use, so that `import ussl` stays light."""
     if name == "load":
-        from ussl.export import load
+        from ussl.loaded import load
 
         return load
     raise AttributeError(f"module 'ussl' has no attribute {name!r}")

@@ -21,22 +21,23 @@ class Metrics:
         self._rewrite(rows)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add the row of a step (counted from 1)."""
-        row = {"step": step, **{name: f"{value:.9g}" for name, value in values.items()}}
+        row = {"step": str(step), **{name: f"{value:.9g}" for name, value in values.items()}}
         if new := [name for name in row if name not in self.columns]:
             rows = self._rows_until(step)
             self.columns += new
             self._rewrite(rows)
-        csv.DictWriter(self.file, self.columns, restval="").writerow(row)
-        self.file.flush()
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close both."""
-        self.file.close()
-        self.board.close()
 
     def _rows_until(self, step: int) -> list[dict[str, str]]:
         if not self.path.exists():
@@ -53,7 +54,6 @@ class Metrics:
                 writer.writeheader()
             writer.writerows(rows)
         temporary.replace(self.path)
-        self.file = self.path.open("a", newline="")
 
 
 class Clock:

@@ -7,6 +7,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,13 +66,18 @@ def restore(fabric: Fabric, out: Path, recipe: Recipe) -> dict[str, Any] | None:
 def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int, Clock]:
     """Train to the end or to an interruption, and save; the steps done, and where the time went."""
     train, first, done = training.recipe.train, training.fabric.is_global_zero, training.start
-    metrics = Metrics(out, training.start) if first else None
     clock = Clock()
     batches = clock.waiting(training.loader.batches(training.start, training.steps))
     interruption.training = True
-    with progress_bar(training.start, training.steps, first) as bar:
+    logs: Any = Metrics(out, training.start) if first else nullcontext()
+    with logs as metrics, progress_bar(training.start, training.steps, first) as bar:
         for step in range(training.start, training.steps):
-            values = update(training, out, step, batches, interruption)
+            try:
+                values = update(training, out, step, batches, interruption)
+            except ValueError:  # a picture that cannot be read: what was learned so far is kept
+                if training.fabric.world_size == 1:
+                    save(training, out, done)
+                raise
             if values is None:
                 break
             done = step + 1
@@ -79,7 +85,8 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
             seconds, waited = clock.step()
             values |= {"images_per_second": train.batch_size / seconds, "data_wait": waited}
             bar.set_postfix_str(
-                f"loss {values['loss']:.4g}, {values['images_per_second']:.3g} images/s, {waited:.0%} waiting for data"
+                f"loss {values['loss']:.4g}, {values['images_per_second']:.3g} images/s, {waited:.0%} waiting for data",
+                refresh=False,
             )
             bar.update()
             if metrics is not None:
@@ -88,8 +95,6 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
                 break
             if done % train.save_every == 0 and done < training.steps:
                 save(training, out, done)
-    if metrics is not None:
-        metrics.close()
     save(training, out, done)
     return done, clock
 
@@ -126,7 +131,8 @@ def update(
     else:
         refuse(training, out, step, values)
     training.update.zero_grad(set_to_none=True)
-    return {"epoch": at.epoch, "learning_rate": training.update.param_groups[0]["lr"], **values}
+    epoch = (step + 1) / training.loader.steps_per_epoch  # of the data, where at.epoch is the schedule's
+    return {"epoch": epoch, "learning_rate": training.update.param_groups[0]["lr"], **values}
 
 
 def accumulate(training: Training, step: int, i: int, count: int, batch: Batch) -> dict[str, Tensor]:

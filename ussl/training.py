@@ -154,13 +154,13 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
     train = recipe.train
     if train.batch_size % fabric.world_size:
         raise ValueError(f"train.batch_size {train.batch_size} does not divide by {fabric.world_size} devices")
-    source = recipe.source()
-    rows = list(source.rows())
+    own = recipe.resolved["source"].get("name", "source")
+    rows = [{**row, "reader": row.get("reader") or own} for row in recipe.source().rows()]
     torch.manual_seed(recipe.seed)
     method, notes = build_method(recipe, fresh)
     wrapped = fabric.setup_module(method)
     optimizer = recipe.optimizer()
-    loader = build_loader(fabric, recipe, source, rows)
+    loader = build_loader(fabric, recipe, rows)
     training = Training(
         fabric=fabric,
         recipe=recipe,
@@ -189,7 +189,7 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
         training.fits if fabric.device.type == "cuda" else None,
         recipe.resolved["objective"]["name"],
     )
-    return replace(training, micro=micro, loader=build_loader(fabric, recipe, source, rows, micro))
+    return replace(training, micro=micro, loader=build_loader(fabric, recipe, rows, micro))
 
 
 def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
@@ -211,13 +211,12 @@ def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
     return method.train(), notes
 
 
-def build_loader(fabric: Fabric, recipe: Recipe, source: Any, rows: list[dict[str, Any]], micro: int = 1) -> Loader:
+def build_loader(fabric: Fabric, recipe: Recipe, rows: list[dict[str, Any]], micro: int = 1) -> Loader:
     """The batches of this rank."""
-    names = sorted({row["reader"] for row in rows if row.get("reader")})
     workers = recipe.loader.workers
     return Loader(
         rows,
-        {None: source, **{name: recipe.reader(name) for name in names}},
+        {name: recipe.reader(name) for name in sorted({row["reader"] for row in rows})},
         recipe.sampler(),
         seed=recipe.seed,
         batch_size=recipe.train.batch_size,
@@ -234,8 +233,6 @@ def exported_weights(recipe: Recipe, method: Method) -> str:
     """Which weights become the encoder: student, ema or teacher."""
     teaches = method.target is not None and method.target.teacher is not None
     wanted = recipe.export or ("ema" if recipe.ema else "teacher" if teaches else "student")
-    if wanted == "ema" and not recipe.ema:
-        raise ValueError("export: ema needs an average of the weights: write --ema 0.9999")
     if wanted == "teacher" and not teaches:
         raise ValueError("export: teacher needs a target with an EMA teacher: write --export student")
     return wanted

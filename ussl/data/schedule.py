@@ -1,0 +1,82 @@
+"""Which rows each optimiser step sees: computed from the step alone, with nothing to save or restore."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ussl.parts import Sampler
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One micro-batch to be read."""
+
+    step: int  # the optimiser step it belongs to
+    index: np.ndarray  # (m,) int64 rows
+    turn: np.ndarray  # (m,) int64: how often each came before in this epoch
+
+
+@dataclass
+class Schedule:
+    """The global batch of every optimiser step, the same on every rank."""
+
+    rows: Rows
+    sampler: Sampler
+    seed: int
+    batch_size: int  # the global batch
+    _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < self.batch_size:
+            n = len(self.rows)
+            hint = f"write --train.batch_size {n}" if n else "there is nothing to train on"
+            raise ValueError(f"{n} images, fewer than train.batch_size {self.batch_size}: {hint}")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch: the last, incomplete one is dropped."""
+        return len(self.rows) // self.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that optimiser step `step` belongs to, both counted from 0."""
+        return step // self.steps_per_epoch
+
+    def rows_of(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """Epoch, row numbers (b,) and turns (b,) of a global batch; turn: how often the row came before."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:
+            near = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}  # workers read ahead
+            self._orders = {**near, epoch: self._order(epoch)}
+        part = slice(within * self.batch_size, (within + 1) * self.batch_size)
+        order, turn = self._orders[epoch]
+        return epoch, order[part], turn[part]
+
+    def micro_batches(self, step: int, rank: int, world: int, micro: int) -> Iterator[Request]:
+        """A rank's stretch of a global batch, in pieces of `micro`."""
+        _, index, turn = self.rows_of(step)
+        share = self.batch_size // world
+        for at in range(rank * share, (rank + 1) * share, micro):
+            yield Request(step, index[at : at + micro], turn[at : at + micro])
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = np.asarray(self.sampler.order(self.rows, self.seed, epoch), dtype=np.int64)
+        n = len(self.rows)
+        if order.shape != (n,) or order.min() < 0 or order.max() >= n:
+            name = type(self.sampler).__name__
+            raise ValueError(f"the sampler {name} must return {n} row numbers from 0 to {n - 1}")
+        return order, _turns(order)
+
+
+def _turns(order: np.ndarray) -> np.ndarray:
+    """How often each entry of `order` came before."""
+    by_row = np.argsort(order, kind="stable")
+    grouped = order[by_row]
+    turn = np.empty_like(order)
+    turn[by_row] = np.arange(len(order)) - np.searchsorted(grouped, grouped)  # less the start of the entry's group
+    return turn

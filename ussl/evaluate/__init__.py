@@ -1,0 +1,1 @@
+"""What a pre-trained encoder is worth: its features, and what can be read from them."""

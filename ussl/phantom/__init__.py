@@ -1,0 +1,1 @@
+"""Simulated B-mode ultrasound with known anatomy, lesions and physics."""

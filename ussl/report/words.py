@@ -1,0 +1,65 @@
+"""Numbers as a person writes them."""
+
+from __future__ import annotations
+
+import math
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Three significant digits: 0.0123, 1.5×10⁻⁴; above 100 whole: 12,800; – where there is no number."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size and not 1e-3 <= size < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        text = f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}"
+    elif size >= 10 ** (digits - 1) or value == int(value):
+        text = f"{value:,.0f}"
+    else:
+        text = f"{value:.{digits}g}"
+    return text.replace("-", "−")
+
+
+def measure(value: float) -> str:
+    """A measured value with three decimals, so that a column of them is aligned."""
+    return f"{value:.3f}".replace("-", "−") if abs(value) < 10 else number(value)
+
+
+def percent(share: float) -> str:
+    """A share between 0 and 1: 0.4 %, 12 %."""
+    return f"{100 * share:.1f} %" if 0 < share < 0.01 else f"{100 * share:.0f} %"
+
+
+def count(amount: int, thing: str) -> str:
+    """1 image, 1,234 images."""
+    return f"{amount:,} {thing}{'' if amount == 1 else 's'}"
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
+    """At most `most` + 1 round values from `low` to `high`, with their labels."""
+    step = 10 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    return [(i * step, _tick(i * step, step)) for i in range(first, last + 1)]
+
+
+def decades(low: float, high: float) -> list[tuple[float, str]]:
+    """Powers of ten from `low` to `high`, at most six."""
+    first, last = math.ceil(math.log10(low) - 1e-6), math.floor(math.log10(high) + 1e-6)
+    every = (last - first) // 6 + 1
+    return [(10.0**i, number(10.0**i)) for i in range(first, last + 1, every)]
+
+
+def _tick(value: float, step: float) -> str:
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    if abs(value) >= 1e4 and step >= 100:
+        return f"{value / 1e3:g}k"
+    if step < 1e-3:
+        return number(value)
+    return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")
