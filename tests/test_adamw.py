@@ -63,7 +63,9 @@ def test_clipping_bounds_the_norm_of_all_gradients_together():
     assert torch.nn.utils.get_total_norm([p.grad for p in parameters]) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"warmup": 40.0}, {"clip": 0.0}, {"base_learning_rate": -1.0}, {"betas": (1, 0.9)}])
+@pytest.mark.parametrize(
+    "options", [{"warmup": 40.0}, {"clip": 0.0}, {"base_learning_rate": -1.0}, {"betas": (1, 0.9)}]
+)
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError):
         AdamW(**options)

@@ -70,6 +70,15 @@ def test_resampling_equals_torchvision_on_pillow_images(how, box, channels):
 
 
 @METHOD
+@OLD
+@pytest.mark.parametrize("shape", [(110, 70), (108, 70), (33, 32), (40, 9), (9, 40), (20, 10)])
+def test_passes_are_in_pillows_order(how, shape):
+    """Black and white noise is clipped between the passes, so that their order shows: by up to 20 grey levels."""
+    noise = np.random.default_rng(0).integers(0, 2, (*shape, 1), dtype=np.uint8) * 255
+    assert error(how, noise, (0, 0, *shape), (32, 32)) <= BOUND
+
+
+@METHOD
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}")
 def test_resampling_equals_torchvision_on_real_speckle(how):
     for path in [next(REAL.glob(f"{name}/*/*/*.*")) for name in ("liver735", "hc18", "spj_hip", "timtrack")]:

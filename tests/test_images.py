@@ -63,6 +63,10 @@ def test_grey_stays_one_channel_and_colour_three(tmp_path, name):
         np.testing.assert_array_equal(read, picture)
 
 
+def test_a_big_tiff_is_read(tmp_path):
+    np.testing.assert_array_equal(pictures.read(save(tmp_path / "a.tif", GREY, big_tiff=True)), GREY)
+
+
 def test_jpeg_is_read(tmp_path):
     assert abs(pictures.read(save(tmp_path / "a.jpg", GREY, quality=95)).astype(int) - GREY).max() < 20
     assert pictures.read(save(tmp_path / "b.jpeg", COLOUR)).shape == (6, 8, 3)

@@ -68,8 +68,8 @@ PARTS = """
         def read(self, row): ...
 
     class Score(Probe):
-        def __init__(self, *, k: int = 20, every: float = 1.0) -> None:
-            self.k, self.every = k, every
+        def __init__(self, source, *, k: int = 20, every: float = 1.0) -> None:
+            self.source, self.k, self.every = source, k, every
         def run(self, encoder, device): return {}
 
     @hookimpl
@@ -179,7 +179,10 @@ def test_options_on_the_command_line_win_in_any_order(make):
 
 
 def test_null_removes_an_optional_part(make):
-    text = BASE + "head: {name: projector, hidden: 4}\nprobes: {score: {k: 3}, b: {name: score}}\n"
+    text = (
+        BASE
+        + "source: made\nhead: {name: projector, hidden: 4}\nprobes: {score: {k: 3}, b: {name: score, source: made}}\n"
+    )
     recipe = make(text, "--head", "null", "--probes.score", "null")
     assert recipe.resolved["head"] is None
     assert recipe.head(recipe.encoder()) is None
@@ -189,13 +192,27 @@ def test_null_removes_an_optional_part(make):
 
 
 def test_probes_merge_by_key_and_are_of_the_kind_they_are_filed_under(make, write):
-    write("study/parent.yaml", BASE + "probes: {score: {k: 5, every: 2}, other: {name: score, k: 7}}\n")
-    recipe = make("from: parent.yaml\nprobes: {score: {k: 6}, other: {name: score}}\n")
+    write("study/parent.yaml", BASE + "probes: {score: {k: 5, every: 2, source: made}, other: {name: score, k: 7}}\n")
+    recipe = make(
+        "from: parent.yaml\nsource: {name: made, count: 4}\nprobes: {score: {k: 6}, other: {name: score, source: made}}\n"
+    )
     assert {key: (probe.k, probe.every) for key, probe in recipe.probes().items()} == {
         "score": (6, 2.0),
         "other": (20, 1.0),
     }
-    assert recipe.resolved["probes"]["score"] == {"name": "score", "k": 6, "every": 2.0}
+    assert {probe.source.count for probe in recipe.probes().values()} == {3}
+    written = recipe.resolved["probes"]["score"]
+    assert written == {"name": "score", "k": 6, "every": 2.0, "source": {"name": "made", "count": 3}}
+
+
+def test_a_probe_reads_pictures_of_its_own(make, tmp_path):
+    recipe = make(BASE + "probes: {liver: {name: score, data: liver.csv}}\n", data="x")
+    path = recipe.resolved["probes"]["liver"]["source"]["path"]
+    assert path.endswith("study/liver.csv")
+    assert make(recipe.to_yaml(), data=None).resolved == recipe.resolved
+    for probe in ("{name: score}", "{name: score, data: a.csv, source: made}"):
+        with pytest.raises(ValueError, match="probes.liver: on which pictures.*data: MANIFEST"):
+            make(BASE + f"probes: {{liver: {probe}}}\n")
 
 
 def test_from_takes_shipped_names_and_refuses_a_circle(make, write):
@@ -360,7 +377,10 @@ def test_readers_are_sources_with_the_same_path(make, tmp_path):
 
 def test_the_resolved_recipe_has_every_default_and_runs_again_unchanged(make):
     recipe = make(
-        BASE + "head: projector\ntarget: copy\nprobes: {score: {}}\nema: 0.999\n", "--train.steps", "20", data="x"
+        BASE + "head: projector\ntarget: copy\nprobes: {score: {source: made}}\nema: 0.999\n",
+        "--train.steps",
+        "20",
+        data="x",
     )
     assert recipe.resolved["encoder"]["rates"] == [0.1, 0.2]
     assert recipe.resolved["optimizer"]["name"] == "adamw"

@@ -145,7 +145,11 @@ def test_a_run_leaves_what_the_contract_names(command, tmp_path, capsys):
     assert "waiting for data" in said
     for name in ("recipe.yaml", "metrics.csv", "environment.json", "encoder/config.json", "encoder/model.safetensors"):
         assert (out / name).is_file(), name
-    assert [p.name.split("-")[1] for p in sorted((out / "checkpoints").iterdir())] == ["00000002", "00000004", "00000006"]
+    assert [p.name.split("-")[1] for p in sorted((out / "checkpoints").iterdir())] == [
+        "00000002",
+        "00000004",
+        "00000006",
+    ]
     assert any((out / "tensorboard").iterdir())
     rows = metrics(out)
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]

@@ -47,7 +47,7 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, or None, and a line for each that was set aside as damaged."""
-    lines = []
+    lines: list[str] = []
     for path in saved(folder):
         try:
             if not path.stem.endswith(_digest(path)):

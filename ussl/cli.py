@@ -57,7 +57,9 @@ def _add_plugin_files(parser: argparse.ArgumentParser) -> None:
 def _add_fit(commands: Any) -> None:
     parser = _command(commands, "fit", fit, "Pre-train an encoder as a recipe says.", takes_options=True)
     parser.usage = "ussl fit --recipe RECIPE [--data PATH] [options] [--any.key value ...]"
-    parser.add_argument("--recipe", action="append", default=[], help="a file, or a name of `ussl recipes` (repeatable)")
+    parser.add_argument(
+        "--recipe", action="append", default=[], help="a file, or a name of `ussl recipes` (repeatable)"
+    )
     parser.add_argument("--data", metavar="PATH", help="a folder of pictures or a manifest (or set USSL_DATA)")
     parser.add_argument("--out", metavar="DIR", help="the run's folder (default: runs/<recipe>-<time>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in DIR from its newest checkpoint")

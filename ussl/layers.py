@@ -83,10 +83,17 @@ class _Dumper(yaml.SafeDumper):
         """Never write anchors."""
         return True
 
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        """A list on one line."""
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
 
 def to_yaml(layer: Layer) -> str:
-    """The text of a recipe, in its order, lists of numbers on one line."""
-    return yaml.dump(layer, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119, default_flow_style=None)
+    """The text of a recipe, in its order."""
+    return yaml.dump(layer, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=119)
 
 
 def shipped() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,17 @@ class _TimmEncoder(Encoder):
         return Tokens(pooled[:, None], patches[:, None], None, grid)
 
 
-def load(run: str | Path) -> Loaded:
-    """The encoder of a run folder or an encoder folder. ValueError = no such folder, unfinished or damaged."""
+def load(run: str | Path, plugins: Sequence[str | Path] = ()) -> Loaded:
+    """The encoder of a run folder or an encoder folder. ValueError = no such folder, unfinished or damaged.
+
+    plugins: Python files that the encoder's class comes from, where no installed plugin has it and timm neither.
+    """
     folder = encoder_folder(Path(run).expanduser())
     config = weights.beside(folder)
     said = config.get("ussl", {}).get("sha256")
     if said and said != weights.digest(folder / "model.safetensors"):
         raise ValueError(f"{folder}/model.safetensors is damaged: it does not have the digest that config.json says")
-    encoder = rebuild(folder, config)
+    encoder = rebuild(folder, config, plugins=plugins)
     return Loaded(encoder, image_size(encoder, config))
 
 
@@ -158,10 +162,12 @@ def encoder_folder(run: Path) -> Path:
     raise ValueError(f"{run} is neither a run folder nor an encoder folder (model.safetensors with config.json)")
 
 
-def rebuild(folder: Path, config: dict[str, Any], any_size: bool = True) -> Encoder:
+def rebuild(
+    folder: Path, config: dict[str, Any], any_size: bool = True, plugins: Sequence[str | Path] = ()
+) -> Encoder:
     """The encoder of a folder: of timm, which needs no plugin, else of the plugin named; `any_size`: timm's too."""
     if "architecture" not in config:
-        return _of_plugin(folder, config)
+        return _of_plugin(folder, config, plugins)
     import timm
 
     sized = "img_size" in config.get("model_args", {})
@@ -173,14 +179,14 @@ def rebuild(folder: Path, config: dict[str, Any], any_size: bool = True) -> Enco
         raise ValueError(f"{folder} does not hold what its config.json says ({reason})") from error
 
 
-def _of_plugin(folder: Path, config: dict[str, Any]) -> Encoder:
+def _of_plugin(folder: Path, config: dict[str, Any], plugins: Sequence[str | Path]) -> Encoder:
     """An encoder that timm does not know, made by the plugin that the configuration names."""
     from ussl.plugins import Host
 
     spec = config.get("ussl", {}).get("encoder")
     if not spec:
         raise ValueError(f"{folder}/config.json names neither a timm architecture nor a ussl encoder")
-    encoder = Host().get("encoder", spec["name"])(**spec.get("options", {}))
+    encoder = Host(plugins).get("encoder", spec["name"])(**spec.get("options", {}))
     encoder.load_state_dict(weights.read(folder))
     return encoder
 

@@ -81,6 +81,12 @@ class Clock:
         self.lap, self.waited, self.waited_lap = now, self.waited + waited, 0.0
         return seconds, waited / seconds
 
+    def resume(self) -> None:
+        """Leave out the time since the last step, which went to something other than training."""
+        now = time.perf_counter()
+        self.begun += now - self.lap
+        self.lap = now
+
     def total(self) -> tuple[float, float]:
         """Seconds since the start, and the share of them spent waiting for data."""
         seconds = max(self.lap - self.begun, 1e-9)

@@ -93,6 +93,7 @@ def check(
         raise _wrong(label, key[1], known[key[1]].hint, placed[key[1]]) from error
 
 
+@lru_cache
 def _parser(cls: type, leading: tuple[str, ...]) -> tuple[Any, list[str]]:
     from jsonargparse import ArgumentParser
 

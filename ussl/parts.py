@@ -7,7 +7,7 @@ C channels · H, W canvas rows, columns · h, w view rows, columns.  Booleans of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,17 +53,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`, copied without waiting where memory is pinned."""
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        labels = {k: move(v) for k, v in self.labels.items()}
-        return Batch(*map(move, (self.pixels, self.box, self.scale, self.index, self.turn)), labels)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by the DataLoader)."""
-        pinned = (t.pin_memory() for t in (self.pixels, self.box, self.scale, self.index, self.turn))
-        return Batch(*pinned, {k: v.pin_memory() for k, v in self.labels.items()})
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        labels = {name: move(codes) for name, codes in self.labels.items()}
+        return Batch(move(self.pixels), move(self.box), move(self.scale), move(self.index), move(self.turn), labels)
 
 
 @dataclass(slots=True)
@@ -153,8 +151,11 @@ class Encoder(Part, ABC):
     def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
         """Tokens of images (B, C, h, w) in [0, 1], C 1 or 3, of the patches that the mask leaves."""
 
-    def initialize(self) -> list[str]:
-        """Load the weights that `init` names; called once, at a fresh start, never on resume. Lines to print."""
+    def initialize(self, formats: Mapping[str, type[Initialization]] | None = None) -> list[str]:
+        """Load the weights that `init` names; called once, at a fresh start, never on resume. Lines to print.
+
+        formats: the checkpoint formats on offer; None = those of the installed plugins.
+        """
         return []
 
     def to_timm(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -252,6 +253,10 @@ class Target(Part, ABC):
     @abstractmethod
     def forward(self, views: list[View]) -> list[Tokens | None]:
         """One Tokens a view (K = 1), on the student's grid where there are patches; None = no target."""
+
+    def as_encoder(self) -> Encoder | None:
+        """The frozen network behind the target, for probes to measure beside the student; None = there is none."""
+        return None
 
 
 class Objective(Part, ABC):

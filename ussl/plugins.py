@@ -21,7 +21,12 @@ from torch import nn
 from ussl import hookspecs
 from ussl.options import options, suggest, takes_code
 
-LEADING = {"head": ("encoder",), "target": ("student",), "objective": ("student", "target")}  # positional parameters
+LEADING = {  # positional parameters of constructors; options come after, by keyword
+    "head": ("encoder",),
+    "target": ("student",),
+    "objective": ("student", "target"),
+    "probe": ("source",),
+}
 _RESERVED = {"name", "class_path", "init_args"}  # what a recipe means something else by
 
 

@@ -69,16 +69,16 @@ class Recipe:
             for kind, part in given.items()
         }
         self._probes = {
-            key: choose(host, "probe", f"probes.{key}", part if "class_path" in part else {"name": key} | part)
-            for key, part in layer.get("probes", {}).items()
-            if part is not None
+            key: _probe(host, key, part) for key, part in layer.get("probes", {}).items() if part is not None
         }
         self.resolved: Layer = {
             **written | {"plugins": [str(file) for file in host.files]},
             "train": train,
             "loader": loader,
             **{kind: part and part.written for kind, part in self._parts.items()},
-            "probes": {key: probe.written for key, probe in self._probes.items()},
+            "probes": {
+                key: probe.written | {"source": source.written} for key, (probe, source) in self._probes.items()
+            },
         }
 
     def to_yaml(self) -> str:
@@ -103,6 +103,10 @@ class Recipe:
         path = self._keywords("source").get("path")
         given = {"path": str(path)} if path and "path" in options(self._host.get("source", name)) else {}
         return choose(self._host, "source", "reader", {"name": name} | given).build()
+
+    def formats(self) -> dict[str, type[parts.Initialization]]:
+        """The checkpoint formats that its plugins know."""
+        return {o.name: self._host.get("initialization", o.name) for o in self._host.offers("initialization")}
 
     def sampler(self) -> parts.Sampler:
         """The order of an epoch."""
@@ -137,8 +141,8 @@ class Recipe:
         return self._build("optimizer")
 
     def probes(self) -> dict[str, parts.Probe]:
-        """The measurements while training, by name."""
-        return {key: choice.build() for key, choice in self._probes.items()}
+        """The measurements while training, by name, each given the recipe's source."""
+        return {key: probe.build(source.build()) for key, (probe, source) in self._probes.items()}
 
     def _build(self, kind: str, *leading: Any) -> Any:
         choice = self._parts[kind]
@@ -194,14 +198,14 @@ def _class(host: Host, kind: str, where: str, part: Layer) -> tuple[type, Layer]
     return cls, dict(part.get("init_args") or {})
 
 
-def _source(host: Host, part: Layer, data: str | None) -> Choice:
+def _source(host: Host, part: Layer, data: str | None, where: str = "source") -> Choice:
     """The source with `data` as its path, or else USSL_DATA where nothing says its path; without either it waits."""
-    cls, given = _class(host, "source", "source", part)
+    cls, given = _class(host, "source", where, part)
     known = options(cls)
     if data and "path" not in known:  # it makes its own pictures, which are not wanted
-        return choose(host, "source", "source", {"name": "images", "path": data})
+        return choose(host, "source", where, {"name": "images", "path": data})
     if "path" not in known:
-        return choose(host, "source", "source", part)
+        return choose(host, "source", where, part)
     path = data or given.get("path", known["path"].default)
     if path in (None, REQUIRED) and os.environ.get("USSL_DATA"):
         path = os.path.abspath(os.environ["USSL_DATA"])
@@ -209,7 +213,27 @@ def _source(host: Host, part: Layer, data: str | None) -> Choice:
     waits = path in (None, REQUIRED)
     given |= {} if waits else {"path": path}
     part = part | {"init_args": given} if "class_path" in part else {"name": part["name"], **given}
-    return choose(host, "source", "source", part, ("path",) if waits else ())
+    return choose(host, "source", where, part, ("path",) if waits else ())
+
+
+def _probe(host: Host, key: str, part: Layer) -> tuple[Choice, Choice]:
+    """A probe and its source, which `data` or `source` in it says: labelled pictures other than those trained on."""
+    where = f"probes.{key}"
+    options = {word: item for word, item in part.items() if word not in ("data", "source")}
+    data, source = part.get("data"), part.get("source")
+    if isinstance(source, str):
+        source = {"name": source}
+    if (data is None) == (source is None):
+        raise ValueError(
+            f"{where}: on which pictures? Write data: MANIFEST or source: NAME in it, one of them, "
+            f"labelled pictures other than those trained on"
+        )
+    if data is not None:
+        source = {"name": PARTS["source"], "path": data}
+    if not isinstance(source, Mapping):
+        raise ValueError(f"{where}.source: expected a name or a mapping, not {source}")
+    probe = choose(host, "probe", where, options if "class_path" in options else {"name": key} | options)
+    return probe, _source(host, _given("source", dict(source)) or {}, None, f"{where}.source")
 
 
 def _given(kind: str, part: Layer | None) -> Layer | None:

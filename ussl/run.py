@@ -16,8 +16,11 @@ from typing import Any
 
 from ussl import checkpoint
 
-OURS = ("checkpoints", "encoder", "tensorboard", "metrics.csv", "recipe.yaml", "environment.json", "refused.csv")
-PACKAGES = ("ultrasound-ssl", "torch", "torchvision", "timm", "pytorch-lightning", "kornia", "numpy", "pillow")
+OURS = (
+    *("checkpoints", "encoder", "encoder.onnx", "tensorboard", "snapshot", "report.html"),
+    *("metrics.csv", "probes.csv", "refused.csv", "recipe.yaml", "environment.json"),
+)
+PACKAGES = ("ultrasound-ssl", "torch", "timm", "pytorch-lightning", "numpy", "pillow")
 
 # what may change between a run and its continuation without changing what is trained
 FREE = frozenset(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ussl.parts import Part, Progress, Student, Target, Tokens, View
+from ussl.parts import Encoder, Mask, Part, Progress, Student, Target, Tokens, View
 
 Layer = Literal["last"] | int | list[int]
 Point = Literal["post_norm", "pre_norm", "projected"]
@@ -136,7 +136,7 @@ class FrozenTeacher(Target):
             raise ValueError(f"norm is {norm!r}; write none, layernorm, l2 or whiten")
         _check_size(input_size, network)
         self._frozen = [network.eval().requires_grad_(False)]  # in a list, so as not to become a submodule
-        self._student_grid = student.encoder.grid
+        self._student = [student.encoder]  # for its grid
         self._lineage = lineage
         self.width = network.width
         self.norm = norm
@@ -154,6 +154,10 @@ class FrozenTeacher(Target):
         """The teacher's weights."""
         return [dict(self._lineage)]
 
+    def as_encoder(self) -> Encoder:
+        """The teacher on the student's grid, its feature the mean of its tokens."""
+        return TeacherEncoder(self, self._student[0])
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTeacher:
         super()._apply(fn, recurse)
         self.network._apply(fn)  # the list hides it from nn.Module, which moves submodules only
@@ -165,7 +169,7 @@ class FrozenTeacher(Target):
         return [self._tokens(view) for view in views]
 
     def _tokens(self, view: View) -> Tokens:
-        grid = self._student_grid(view.image.shape[-2], view.image.shape[-1])
+        grid = self._student[0].grid(view.image.shape[-2], view.image.shape[-1])
         image = resize(view.clean, self._picture_size(view.clean, grid))
         cls, patches, own = self.network((image.expand(-1, 3, -1, -1) - self.mean) / self.std)
         patches = _move(patches.float(), own, grid)
@@ -187,6 +191,32 @@ class FrozenTeacher(Target):
         if self.norm == "layernorm":
             return F.layer_norm(tokens, tokens.shape[-1:])
         return F.normalize(tokens, dim=-1) if self.norm == "l2" else tokens
+
+
+class TeacherEncoder(Encoder):
+    """A frozen teacher, to be measured as an encoder is: tokens on the student's grid, their mean as the feature."""
+
+    accepts = frozenset()
+
+    def __init__(self, target: FrozenTeacher, student: Encoder) -> None:
+        super().__init__()
+        self.target = target
+        self._student = [student]
+        self.width, self.patch, self.mean, self.std = target.width, student.patch, student.mean, student.std
+        self.image_size = getattr(student, "image_size", None)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The student's grid."""
+        return self._student[0].grid(height, width)
+
+    def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
+        """Tokens of whole images; a teacher takes no mask."""
+        if mask is not None:
+            raise ValueError("a teacher takes no mask")
+        (tokens,) = self.target([View(image, image)])
+        assert tokens is not None
+        assert tokens.patches is not None
+        return Tokens(tokens.patches.mean(2), tokens.patches, None, tokens.grid)
 
 
 class Whitening(Part):

@@ -19,6 +19,7 @@ from ussl.errors import RunFailed
 from ussl.launch import Interruption, launch, peak_memory, together
 from ussl.logs import Clock, Metrics, duration
 from ussl.parts import Batch, Progress
+from ussl.probing import Probing
 from ussl.training import Training, build
 
 if TYPE_CHECKING:
@@ -66,37 +67,49 @@ def restore(fabric: Fabric, out: Path, recipe: Recipe) -> dict[str, Any] | None:
 def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int, Clock]:
     """Train to the end or to an interruption, and save; the steps done, and where the time went."""
     train, first, done = training.recipe.train, training.fabric.is_global_zero, training.start
+    probing = Probing(training, out) if first else None
+    if probing is not None:
+        probing.begin()
     clock = Clock()
     batches = clock.waiting(training.loader.batches(training.start, training.steps))
     interruption.training = True
     logs: Any = Metrics(out, training.start) if first else nullcontext()
     with logs as metrics, progress_bar(training.start, training.steps, first) as bar:
         for step in range(training.start, training.steps):
-            try:
-                values = update(training, out, step, batches, interruption)
-            except ValueError:  # a picture that cannot be read: what was learned so far is kept
-                if training.fabric.world_size == 1:
-                    save(training, out, done)
-                raise
+            values = step_or_save(training, out, step, batches, interruption)
             if values is None:
                 break
             done = step + 1
             stop = values.pop("stop")
             seconds, waited = clock.step()
-            values |= {"images_per_second": train.batch_size / seconds, "data_wait": waited}
-            bar.set_postfix_str(
-                f"loss {values['loss']:.4g}, {values['images_per_second']:.3g} images/s, {waited:.0%} waiting for data",
-                refresh=False,
-            )
+            rate = train.batch_size / seconds
+            values |= {"images_per_second": rate, "data_wait": waited}
+            told = f"loss {values['loss']:.4g}, {rate:.3g} images/s, {waited:.0%} waiting for data"
+            bar.set_postfix_str(told, refresh=False)
             bar.update()
             if metrics is not None:
                 metrics.write(done, values)
             if stop:
                 break
+            if probing is not None:
+                probing.after(done)
             if done % train.save_every == 0 and done < training.steps:
                 save(training, out, done)
+            clock.resume()
     save(training, out, done)
     return done, clock
+
+
+def step_or_save(
+    training: Training, out: Path, step: int, batches: Iterator[Any], interruption: Interruption
+) -> dict[str, float] | None:
+    """An update; where a picture cannot be read, what was learned before is saved first."""
+    try:
+        return update(training, out, step, batches, interruption)
+    except ValueError:
+        if training.fabric.world_size == 1:
+            save(training, out, step)
+        raise
 
 
 def update(
@@ -215,7 +228,9 @@ def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
         fabric.print(f"interrupted: --resume continues from {out / 'checkpoints'}")
         return 130
     if fabric.is_global_zero:
-        extra = {"export": training.export, "weights": training.lineage()}
+        options = dict(training.recipe.resolved["encoder"])
+        encoder = {"name": options.pop("name", None), "options": options}
+        extra = {"encoder": encoder, "export": training.export, "weights": training.lineage()}
         write_encoder(training.exported(), out / "encoder", extra)
     fabric.print(f"encoder   {out / 'encoder'} ({training.export})")
     fabric.barrier()

@@ -104,7 +104,8 @@ class Training:
         named = [k for k in ("encoder", "head", "masking", "target", "objective") if resolved.get(k)]
         trained = sum(p.numel() for p in self.parameters) / 1e6
         yield from self.notes
-        yield f"method    {', '.join(resolved[k]['name'] for k in named)}; {trained:.4g} M parameters trained"
+        names = ", ".join(resolved[k].get("name") or resolved[k]["class_path"] for k in named)
+        yield f"method    {names}; {trained:.4g} M parameters trained"
         for weights in self.lineage():
             yield f"weights   {weights['name']}, licence {weights['licence']}, sha256 {weights['sha256'][:12]}"
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
@@ -187,7 +188,7 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
         method.objective.additive,
         train.accumulate == "anyway",
         training.fits if fabric.device.type == "cuda" else None,
-        recipe.resolved["objective"]["name"],
+        recipe.resolved["objective"].get("name", "of this recipe"),
     )
     return replace(training, micro=micro, loader=build_loader(fabric, recipe, rows, micro))
 
@@ -195,7 +196,7 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
 def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
     """The method in training mode, and what the encoder's initialisation had to say."""
     encoder = recipe.encoder()
-    notes = encoder.initialize() if fresh else []
+    notes = encoder.initialize(recipe.formats()) if fresh else []
     student = Student(encoder, recipe.head(encoder), recipe.joined)
     target = recipe.target(student)
     method = Method(recipe.augmentation(), student, recipe.masking(), target, recipe.objective(student, target))

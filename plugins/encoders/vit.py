@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ussl import weights
 from ussl.hookspecs import hookimpl
-from ussl.parts import Encoder, Mask, Tokens
+from ussl.parts import Encoder, Initialization, Mask, Tokens
 from ussl.positions import patch_grid, sincos
 
 _SIZES = {  # width, depth, heads
@@ -176,19 +177,19 @@ class VisionTransformer(Encoder):
             x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return self.network.norm(x)
 
-    def initialize(self) -> list[str]:
+    def initialize(self, formats: Mapping[str, type[Initialization]] | None = None) -> list[str]:
         if self.init is None:
             return []
-        state = self._pretrained(str(self.init))
+        state = self._pretrained(str(self.init), formats)
         self._refuse_other_layers(state)
         if "pos_embed" in state:
             state["pos_embed"] = _native(state["pos_embed"], self.network.patch_embed.grid_size)
         return weights.match(self.network, state, self.init_matched, str(self.init)).lines()
 
-    def _pretrained(self, init: str) -> dict[str, Tensor]:
+    def _pretrained(self, init: str, formats: Mapping[str, type[Initialization]] | None) -> dict[str, Tensor]:
         """The tensors that `init` names."""
         if weights.timm_config(init) is None:
-            return weights.recognise(weights.read(init), init)[1]
+            return weights.recognise(weights.read(init), init, formats)[1]
         network, _ = weights.timm_model(init, "encoder.init")
         _refuse_other_network(network, init)
         return network.state_dict()

@@ -24,7 +24,9 @@ class MaskedPrediction(Objective):
     (attention does not mind the order of tokens). A mask asks for one set of patches (P = 1).
 
     Args:
-        width, depth, heads: of the decoder's transformer (MAE: 512, 8, 16).
+        width: of the decoder's tokens.
+        depth: number of the decoder's transformer blocks.
+        heads: attention heads of each.
         loss: of a token: `mse` or `smooth_l1`, averaged over its channels, or `cosine`, 1 - cos(prediction, target).
         beta: error at which smooth_l1 turns from square to absolute; 1 unless given.
         on: `masked` = the patches that the masking asks for; `all` = the seen ones too.
@@ -185,6 +187,8 @@ def _check_options(width: int, depth: int, heads: int, loss: str, beta: float | 
         raise ValueError(f"a decoder of depth {depth} with {heads} heads; write at least 1 of each")
     if width % heads:
         raise ValueError(f"width {width} does not divide into {heads} heads; write a multiple, such as {heads * 32}")
+    if width % 4:
+        raise ValueError(f"width is {width}; sin-cos positions need one divisible by 4, such as {heads * 32}")
     if beta is not None and loss != "smooth_l1":
         raise ValueError(f"beta has no effect on loss {loss}; leave beta out or write loss: smooth_l1")
     if beta is not None and beta <= 0:

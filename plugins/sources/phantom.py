@@ -99,7 +99,7 @@ class PhantomSource(Source):
             return None
         part = f"v{VERSION}-seed{key['seed']}-{key['size']}px-{key['snr']:g}dB"
         if part not in self._caches:
-            folder = default_folder() if self.cache is True else Path(self.cache)
+            folder = default_folder() if self.cache is True else Path(self.cache).expanduser()
             self._caches[part] = PictureCache(folder / part, key["size"])
         return self._caches[part]
 

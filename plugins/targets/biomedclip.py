@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from ussl_plugins.targets.clip import MEAN, STD
 
 from ussl import weights as files
@@ -29,8 +29,10 @@ class BiomedClipTarget(FrozenTeacher):
         weights: a local weight file, or a folder with open_clip_config.json and open_clip_pytorch_model.bin or
             .safetensors; a file is read by the configuration beside it, or else as BiomedCLIP. None = from the hub.
         hub: name on the Hugging Face hub.
-        layer, point, norm, input_size: as in ussl.teachers: which blocks' tokens, where (`projected`: in the 512
-            channels shared with text), normalised how, of which picture size.
+        layer: `last`, the number of a block (0 the first, -1 the last), or a list of numbers to average.
+        point: tokens after the final norm (`post_norm`), before it, or `projected` into the space shared with text.
+        norm: of each token: none, layernorm (no affine) or l2; whiten = each channel over all tokens so far.
+        input_size: shorter side of its picture; by default such that its grid is the student's.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ def _tower(release: _Release) -> tuple[nn.Module, nn.Module | None]:
     checkpoint = files.read(release.file)
     state = checkpoint.get("state_dict", checkpoint)
     state = {k.removeprefix("module."): v.float() for k, v in state.items() if "visual." in k}
-    trunk_state = _below(state, "visual.trunk.")
+    trunk_state = {k.removeprefix("visual.trunk."): v for k, v in state.items() if k.startswith("visual.trunk.")}
     if not trunk_state:
         raise ValueError(f"{release.file} has no visual.trunk weights; for a plain timm file write target: timm")
     trunk = build(release.model, num_classes=0, dynamic_img_size=True)
@@ -109,13 +111,9 @@ def _tower(release: _Release) -> tuple[nn.Module, nn.Module | None]:
         return trunk, None
     width = head["visual.head.proj.weight"].shape[0] if "visual.head.proj.weight" in head else 0
     projection = nn.Linear(trunk.num_features, width, bias="visual.head.proj.bias" in head)
-    load(projection, _below(head, "visual.head.proj."), f"{release.file} (visual.head)")
+    head = {k.removeprefix("visual.head.proj."): v for k, v in head.items()}
+    load(projection, head, f"{release.file} (visual.head)")
     return trunk, projection
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Keys without the prefix where they have it, and only those."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 @hookimpl

@@ -23,8 +23,10 @@ class ClipTarget(FrozenTeacher):
 
     Args:
         weights: a local file with its weights, in timm's or open_clip's form; None = timm's from the hub.
-        layer, point, norm, input_size: as in ussl.teachers: which blocks' tokens, where (`projected`: in the 512
-            channels shared with text), normalised how, of which picture size.
+        layer: `last`, the number of a block (0 the first, -1 the last), or a list of numbers to average.
+        point: tokens after the final norm (`post_norm`), before it, or `projected` into the space shared with text.
+        norm: of each token: none, layernorm (no affine) or l2; whiten = each channel over all tokens so far.
+        input_size: shorter side of its picture; by default such that its grid is the student's.
     """
 
     def __init__(

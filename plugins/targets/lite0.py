@@ -28,7 +28,8 @@ class Lite0Target(FrozenTeacher):
 
     Args:
         stride: of the map: 2, 4, 8, 16 or 32, with 16, 24, 40, 112 or 320 channels.
-        norm, input_size: as in ussl.teachers: normalised how, of which picture size.
+        norm: of each token: none, layernorm (no affine) or l2; whiten = each channel over all tokens so far.
+        input_size: shorter side of its picture; by default such that its grid is the student's.
     """
 
     def __init__(

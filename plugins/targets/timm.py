@@ -23,9 +23,12 @@ class TimmTarget(FrozenTeacher):
         weights: a local file with its weights, in timm's form or one that timm converts; None = from the hub.
         pretrained: `false` = random weights (always the same ones), as a control.
         stride: of the feature map, for networks that have maps; None = the student's patch size.
-        mean, std: of its input; None = as timm states for these weights.
-        layer, point, norm, input_size: as in ussl.teachers: which blocks' tokens, where, normalised how, of which
-            picture size.
+        mean: of its input by channel; None = as timm states for these weights.
+        std: as `mean`.
+        layer: `last`, the number of a block (0 the first, -1 the last), or a list of numbers to average.
+        point: tokens after the final norm (`post_norm`) or before it (`pre_norm`).
+        norm: of each token: none, layernorm (no affine) or l2; whiten = each channel over all tokens so far.
+        input_size: shorter side of its picture; by default such that its grid is the student's.
     """
 
     def __init__(

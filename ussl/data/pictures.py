@@ -16,7 +16,7 @@ from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 100_000_000  # refused above, from the header: a file of 1 MB can announce gigabytes
-_STARTS = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"BM")
+_STARTS = (b"\x89PNG", b"\xff\xd8", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM")
 _LEAST_LEVELS = 64  # of the upper byte, which is all that Pillow keeps of 16-bit colour
 _ORIENTATION, _PHOTOMETRIC = 0x0112, 262
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by the EXIF orientation of the stored picture

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ussl.evaluate.features import finite, unit
 from ussl.evaluate.metrics import metrics
 from ussl.evaluate.pictures import missing
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the logistic regression, from strong to weak regularisation
 _INNER_FOLDS = 3
-_ITERATIONS = 100_000  # never reached: below C = 1 the problem is well conditioned, a few hundred are usual
+_ITERATIONS = 100_000  # never reached: a few hundred are usual at C = 1, fewer below
 _ROWS = 1024  # test images whose similarities are in memory at once
 
 Predictor = Callable[[np.ndarray], np.ndarray]  # features (n, D) to probabilities (n, classes)
@@ -39,7 +40,7 @@ def linear(
     Raises:
         ValueError: fewer than two classes, a class with fewer patients than folds, features that are not finite.
     """
-    data = _checked(features, labels, groups, folds)
+    data = _checked(features, labels, groups)
 
     def fit(train: np.ndarray) -> Predictor:
         return fit_linear(data.features[train], data.codes[train], data.groups[train], data.classes, seed)
@@ -61,7 +62,7 @@ def knn(
     Nearness is the cosine, and a neighbour votes with exp(cosine / temperature) (Wu et al. 2018, arXiv:1805.01978,
     as Caron et al. 2021, arXiv:2104.14294, evaluate DINO: temperature 0.07, k 20).
     """
-    data = _checked(features, labels, groups, folds)
+    data = _checked(features, labels, groups)
     if k < 1 or temperature <= 0:
         raise ValueError(f"k is {k} and temperature {temperature}: k must be at least 1, temperature above 0")
 
@@ -86,9 +87,9 @@ def fit_linear(x: np.ndarray, y: np.ndarray, groups: np.ndarray, classes: int, s
         seed: of the inner splits.
     """
     splits = _inner_splits(y, groups, classes, seed)
-    losses = [sum(_loss(_logistic(x[a], y[a], c)(x[b]), y[b]) for a, b in splits) for c in STRENGTHS]
-    if not splits:  # a class of one patient: nothing to choose by
+    if not splits:  # a class of one patient: nothing to choose by, so the middle
         return _logistic(x, y, STRENGTHS[len(STRENGTHS) // 2])
+    losses = [sum(_loss(_logistic(x[a], y[a], c)(x[b]), y[b]) for a, b in splits) for c in STRENGTHS]
     return _logistic(x, y, STRENGTHS[int(np.argmin(losses))])
 
 
@@ -96,10 +97,10 @@ def fit_knn(x: np.ndarray, y: np.ndarray, classes: int, k: int = 20, temperature
     """Votes of the k nearest of `x` (n, D), whose classes are `y` (n,), as shares. ValueError: fewer than k images."""
     if len(x) < k:
         raise ValueError(f"k is {k}, but there are only {len(x)} images to be neighbours: write k: {len(x)} or less")
-    unit, votes = _unit(x), np.eye(classes)[y]
+    known, votes = unit(x), np.eye(classes)[y]
 
     def predict(some: np.ndarray) -> np.ndarray:
-        cosine = _unit(some) @ unit.T
+        cosine = unit(some) @ known.T
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
         weight = np.exp(np.take_along_axis(cosine, nearest, 1) / temperature)
         shares = np.einsum("nk,nkc->nc", weight, votes[nearest])
@@ -108,18 +109,30 @@ def fit_knn(x: np.ndarray, y: np.ndarray, classes: int, k: int = 20, temperature
     return lambda test: np.concatenate([predict(test[i : i + _ROWS]) for i in range(0, len(test), _ROWS)])
 
 
-def assign(codes: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0) -> np.ndarray:
+def assign(
+    codes: np.ndarray, groups: np.ndarray, folds: int, seed: int = 0, names: Sequence[str] | None = None
+) -> np.ndarray:
     """(n,) the fold that tests each image: all images of a group in one fold, classes as even as can be.
 
+    Args:
+        codes: (n,) classes as 0, 1, ...
+        groups: (n,) patients.
+        folds: how many.
+        seed: of the random order in which groups are dealt.
+        names: of the classes, for errors.
+
     Raises:
-        ValueError: the groups cannot be divided so that there is something of every class to learn from.
+        ValueError: fewer than two folds, a class with fewer groups than folds, or groups that cannot be divided so
+            that something of every class is left to learn from.
     """
-    fold = np.empty(len(codes), dtype=np.int64)
-    for i, (_, test) in enumerate(_splits(codes, groups, folds, seed)):
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, and must be at least 2")
+    _check_patients(codes, groups, folds, [str(c) for c in range(codes.max() + 1)] if names is None else names)
+    fold = np.full(len(codes), -1)
+    for i, (train, test) in enumerate(_splits(codes, groups, folds, seed)):
+        if not len(test) or len(np.unique(codes[train])) < len(np.unique(codes)):
+            raise ValueError(f"the patients cannot be divided into {folds} folds that each see every class: use fewer")
         fold[test] = i
-    for i in range(folds):
-        if not (fold == i).any() or len(np.unique(codes[fold != i])) < len(np.unique(codes)):
-            raise ValueError(f"the patients cannot be divided into {folds} folds that each see every class")
     return fold
 
 
@@ -136,24 +149,21 @@ class _Data:
         return len(self.names)
 
 
-def _checked(features: np.ndarray, labels: Sequence[Any], groups: Sequence[Any] | None, folds: int) -> _Data:
+def _checked(features: np.ndarray, labels: Sequence[Any], groups: Sequence[Any] | None) -> _Data:
     """The labelled images, with classes and groups as numbers. ValueError: what is missing."""
     features = np.asarray(features)
     sizes = {len(labels), len(features), len(labels if groups is None else groups)}
     if features.ndim != 2 or len(sizes) > 1:
         many = "no" if groups is None else len(groups)
         raise ValueError(f"features {features.shape}, {len(labels)} labels, {many} groups: one row of each an image")
-    if folds < 2:
-        raise ValueError(f"folds is {folds}, and must be at least 2")
     kept = [i for i, label in enumerate(labels) if not missing(label)]
-    x = features[kept].astype(np.float64)
-    if bad := int((~np.isfinite(x)).any(1).sum()):
-        raise ValueError(f"the features of {bad} of {len(x)} images are not finite: the encoder has diverged")
+    x = finite(features[kept])
     names, codes = np.unique([str(labels[i]) for i in kept], return_inverse=True)
     numbers = _numbered(None if groups is None else [groups[i] for i in kept], len(kept))
-    data = _Data(x, codes, numbers, names.tolist(), len(labels) - len(kept))
-    _check_classes(data, folds)
-    return data
+    if len(names) < 2:
+        have = f"only the class {str(names[0])!r}" if len(names) else "no label at all"
+        raise ValueError(f"{len(kept)} labelled images with {have}: a probe needs at least two classes")
+    return _Data(x, codes, numbers, names.tolist(), len(labels) - len(kept))
 
 
 def _numbered(groups: list[Any] | None, count: int) -> np.ndarray:
@@ -168,23 +178,21 @@ def _numbered(groups: list[Any] | None, count: int) -> np.ndarray:
     return np.unique([str(group) for group in groups], return_inverse=True)[1]
 
 
-def _check_classes(data: _Data, folds: int) -> None:
-    if data.classes < 2:
-        have = f"only the class {data.names[0]!r}" if data.names else "no label at all"
-        raise ValueError(f"{len(data.codes)} labelled images with {have}: a probe needs at least two classes")
-    for code, name in enumerate(data.names):
-        patients = len(np.unique(data.groups[data.codes == code]))
+def _check_patients(codes: np.ndarray, groups: np.ndarray, folds: int, names: Sequence[str]) -> None:
+    """ValueError: a class has fewer patients than there are folds."""
+    for code in np.unique(codes):
+        patients = len(np.unique(groups[codes == code]))
         if patients < folds:
             fewer = f"write folds: {patients}, or leave" if patients > 1 else "leave"
             raise ValueError(
-                f"class {name!r} has {patients} {'patient' if patients == 1 else 'patients'}, too few for {folds} "
-                f"folds: {fewer} its label empty"
+                f"class {names[code]!r} has {patients} {'patient' if patients == 1 else 'patients'}, too few for "
+                f"{folds} folds: {fewer} its label empty"
             )
 
 
 def _cross_validated(data: _Data, folds: int, seed: int, fit: Callable[[np.ndarray], Predictor]) -> dict[str, float]:
     """The metrics of all predictions, each from the fold that did not train on it, and their deviation over folds."""
-    fold = assign(data.codes, data.groups, folds, seed)
+    fold = assign(data.codes, data.groups, folds, seed, data.names)
     probabilities = np.empty((len(fold), data.classes))
     for i in range(folds):
         probabilities[fold == i] = fit(fold != i)(data.features[fold == i])
@@ -223,8 +231,3 @@ def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> Predictor:
 def _loss(probabilities: np.ndarray, truth: np.ndarray) -> float:
     """Log loss, summed over images."""
     return float(-np.log(probabilities[np.arange(len(truth)), truth].clip(1e-15)).sum())
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
-    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)

@@ -109,3 +109,17 @@ def squared(picture: np.ndarray, size: int) -> Tensor:
     if height == width == size:
         return pixels.to(torch.float32).div_(255)
     return resample(pixels[None], torch.tensor([[0, 0, height, width]]), size)[0]
+
+
+def finite(x: np.ndarray) -> np.ndarray:
+    """Features (n, D) as float64. ValueError: some are not finite."""
+    x = np.asarray(x, dtype=np.float64)
+    if bad := int((~np.isfinite(x)).any(1).sum()):
+        raise ValueError(f"the features of {bad} of {len(x)} images are not finite: the encoder has diverged")
+    return x
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of (n, D) at length 1; a row of zeros stays."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length == 0, 1, length)

@@ -52,7 +52,7 @@ class Pictures:
         """(n, D) float32, in the order of `rows`. ValueError: a picture that cannot be read."""
         side = self.size or getattr(encoder, "image_size", None) or self._side or USUAL_SIZE
         if side != self._side:
-            self._squares = [_square(self.source.read(row), side) for row in self.rows]
+            self._squares = [_square(self.source, row, side) for row in self.rows]
             self._side = side
         return features(encoder, self._squares, device, side)
 
@@ -146,7 +146,11 @@ def _columns(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _square(picture: np.ndarray, side: int) -> np.ndarray:
-    """(side, side) or (side, side, 3) uint8."""
-    pixels = squared(picture, side).mul_(255).round_().to(torch.uint8).numpy()
+def _square(source: Source, row: Row, side: int) -> np.ndarray:
+    """(side, side) or (side, side, 3) uint8. ValueError: which picture cannot be read, and why."""
+    try:
+        pixels = squared(source.read(row), side).mul_(255).round_().to(torch.uint8).numpy()
+    except (ValueError, OSError) as error:
+        path = str(row.get("path"))
+        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
     return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ussl.evaluate.features import finite, unit
+
 COMPLETE = 0.01  # relative_std below: every image gets almost the same features (mean cosine about 0.9999)
 DIRECTIONS = 5.0  # effective_rank_centred below: the features differ in a handful of directions
 ONE_DIRECTION = 0.99  # first_component above: they differ in one
@@ -28,21 +30,20 @@ def spread(features: np.ndarray) -> dict[str, float]:
     Raises:
         ValueError: fewer than two images, or features that are not finite.
     """
-    x = np.asarray(features, dtype=np.float64)
+    x = np.asarray(features)
     if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(f"features {x.shape}: the spread is measured on at least two images, one row each")
-    if bad := int((~np.isfinite(x)).any(1).sum()):
-        raise ValueError(f"the features of {bad} of {len(x)} images are not finite: the encoder has diverged")
+    x = finite(x)
     centred = x - x.mean(0)
     if np.linalg.norm(centred) <= _ROUNDING * np.linalg.norm(x):
         centred = np.zeros_like(x)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+    directions = unit(x)
     return {
         "effective_rank": effective_rank(x),
         "effective_rank_centred": effective_rank(centred),
         "first_component": _first_component(centred),
-        "mean_cosine": _mean_cosine(unit),
-        "relative_std": float(unit.std(0).mean() * x.shape[1] ** 0.5),
+        "mean_cosine": _mean_cosine(directions),
+        "relative_std": float(directions.std(0).mean() * x.shape[1] ** 0.5),
         "images": float(len(x)),
         "width": float(x.shape[1]),
     }
@@ -85,7 +86,8 @@ def _first_component(centred: np.ndarray) -> float:
     return float(variances[0] / variances.sum()) if variances.any() else float("nan")
 
 
-def _mean_cosine(unit: np.ndarray) -> float:
-    """Over all pairs of different rows, from the length of their sum."""
-    count = len(unit)
-    return float((np.square(unit.sum(0)).sum() - np.square(unit).sum()) / (count * (count - 1)))
+def _mean_cosine(directions: np.ndarray) -> float:
+    """Over all pairs of different rows of length 1, from the length of their sum."""
+    count = len(directions)
+    both = np.square(directions.sum(0)).sum() - np.square(directions).sum()
+    return float(both / (count * (count - 1)))

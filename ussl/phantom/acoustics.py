@@ -13,7 +13,7 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage
 
-from ussl.phantom.scan import MARGIN, Frame
+from ussl.phantom.scan import Frame
 from ussl.phantom.scene import DECIBEL, LIVER, Scene
 
 SOUND = 1.54  # mm / us
@@ -107,6 +107,3 @@ def _circular(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Complex Gaussian numbers of unit mean power."""
     parts = rng.standard_normal((shape[0], 2 * shape[1]), dtype=np.float32) * np.float32(np.sqrt(0.5))
     return parts.view(np.complex64)
-
-
-__all__ = ["MARGIN", "Scanner", "across", "along", "compress", "echoes", "loss"]

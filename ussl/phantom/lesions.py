@@ -21,7 +21,7 @@ class Traits:
     soft: float  # width of the margin's transition, in radii
     echo: float
     patchy: float  # deviation of internal echoes
-    shadow: float  # dB / MHz / 0.2, excess attenuation over its width
+    shadow: float  # dB / cm / MHz more than its surroundings, times its radius in mm
     cyst: bool
     capsule: float | None  # level of a bright rim
     halo: float  # rise of echoes around it
@@ -78,9 +78,8 @@ def lesion(
     half = (size / np.sqrt(aspect), size * np.sqrt(aspect))
     where, distance = outline(scene, site, half, rng.uniform(-0.35, 0.35), look)
     weight = np.clip(0.5 - distance / max(look.soft * size, 0.5), 0, 1)
-    tissue = (
-        FLUID if look.cyst else Tissue(parent.echo + look.echo, max(parent.attenuation + look.shadow / size, 0.15))
-    )
+    loss = max(parent.attenuation + look.shadow / size, 0.15)
+    tissue = FLUID if look.cyst else Tissue(parent.echo + look.echo, loss)
     _blend(scene, where, weight, tissue)
     inside = where[distance < 0]
     scene.lesion.reshape(-1)[inside] = True

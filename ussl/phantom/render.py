@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ussl.phantom import deep, superficial
+from ussl.phantom import abdomen, pelvis, superficial
 from ussl.phantom.acoustics import Scanner, compress, echoes
 from ussl.phantom.scan import Frame
 from ussl.phantom.scene import Scene
@@ -31,15 +31,15 @@ class Organ:
     bent: float = 1.0  # how far shapes depart from those painted
 
 
-_ABDOMEN = Organ(deep.liver, "convex", (115, 165), (2.5, 4.5), radius=(40.0, 62.0), half=(0.5, 0.66))
-_HEAD = replace(_ABDOMEN, paint=deep.fetal_head, labels=("normal",), bent=0.4)
+_ABDOMEN = Organ(abdomen.liver, "convex", (115, 165), (2.5, 4.5), radius=(40.0, 62.0), half=(0.5, 0.66))
+_HEAD = replace(_ABDOMEN, paint=pelvis.fetal_head, labels=("normal",), bent=0.4)
 ORGANS = {
     "thyroid": Organ(superficial.thyroid, "linear", (34, 44), (7, 12), centre=9.0),
     "breast": Organ(superficial.breast, "linear", (34, 46), (7, 12)),
     "liver": _ABDOMEN,
-    "kidney": replace(_ABDOMEN, paint=deep.kidney, depth=(95, 130), frequency=(2.8, 5)),
-    "gallbladder": replace(_ABDOMEN, paint=deep.gallbladder, depth=(75, 115), frequency=(3, 5.5)),
-    "ovary": Organ(deep.ovary, "convex", (52, 75), (5, 7.5), radius=(10, 12), half=(1.0, 1.2)),
+    "kidney": replace(_ABDOMEN, paint=abdomen.kidney, depth=(95, 130), frequency=(2.8, 5)),
+    "gallbladder": replace(_ABDOMEN, paint=abdomen.gallbladder, depth=(75, 115), frequency=(3, 5.5)),
+    "ovary": Organ(pelvis.ovary, "convex", (52, 75), (5, 7.5), radius=(10, 12), half=(1.0, 1.2)),
     "muscle": Organ(superficial.muscle, "linear", (30, 48), (7, 12), half=(19, 28), labels=("normal",), bent=0.3),
     "fetal_head": replace(_HEAD, depth=(95, 122), frequency=(2.5, 5)),
 }
@@ -68,7 +68,7 @@ def settings(seed: int, patient: int, view: int, organ: str, size: int, snr: flo
     frame = Frame(rng.uniform(*plan.radius), rng.uniform(*plan.half), float(depth), size, float(crop))
     scanner = Scanner(
         frequency=rng.uniform(*plan.frequency),
-        cycles=rng.uniform(1.6, 2.6) if plan.probe == "linear" else rng.uniform(2.6, 4.2),
+        cycles=rng.uniform(1.6, 2.6) if plan.probe == "linear" else rng.uniform(3.2, 5.5),
         f_number=rng.uniform(3.5, 6.0) if plan.probe == "linear" else rng.uniform(4.5, 7.5),
         focus=depth * rng.uniform(0.35, 0.7),
         snr=snr + rng.normal(0, 3),
@@ -91,7 +91,7 @@ def scene(frame: Frame, seed: int, patient: int, view: int, organ: str, label: s
     sunk = middle + (z - middle) * np.cos(tilt) + x * np.sin(tilt)
     rng = stream(seed, patient, 3)
     mirrored = -1.0 if rng.random() < 0.5 else 1.0
-    made = Scene(mirrored * turned + plan.centre, sunk, frame.depths, rng, plan.bent)
+    made = Scene(mirrored * turned + plan.centre, sunk, frame.depths, rng, sum(plan.depth) / 2, plan.bent)
     made.cover = contact(frame, hand)
     plan.paint(made, label)
     return made

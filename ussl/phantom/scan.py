@@ -91,8 +91,8 @@ class Frame:
     def picture(self, grey: np.ndarray) -> np.ndarray:
         """Scan-convert grey values (A, L) to (H, W): averaged over about a pixel, black outside."""
         places, inside = self._places
-        smooth = ndimage.gaussian_filter1d(grey, 0.42 * self.pixel / self.step, axis=0, truncate=2.5)
-        smooth = ndimage.gaussian_filter1d(smooth, 0.42 * self.pixel / self.pitch.mean(), axis=1, truncate=2.5)
+        smooth = ndimage.gaussian_filter1d(grey, 0.5 * self.pixel / self.step, axis=0, truncate=2.5)
+        smooth = ndimage.gaussian_filter1d(smooth, 0.5 * self.pixel / self.pitch.mean(), axis=1, truncate=2.5)
         return ndimage.map_coordinates(smooth, places, order=1, mode="nearest") * inside
 
     def stencil(self, mask: np.ndarray) -> np.ndarray:

@@ -36,11 +36,19 @@ class Scene:
     """Echogenicity, attenuation, mirrors and reverberation at every sample of every beam, and the true masks."""
 
     def __init__(
-        self, x: np.ndarray, z: np.ndarray, depth: np.ndarray, rng: np.random.Generator, bent: float = 1.0
+        self,
+        x: np.ndarray,
+        z: np.ndarray,
+        depth: np.ndarray,
+        rng: np.random.Generator,
+        reach: float = 40.0,
+        bent: float = 1.0,
     ) -> None:
-        """From anatomical x, z (A, L) and the depth below the probe's face (A,) in mm; `rng` is a patient's,
-        `bent` scales how far shapes depart from those painted."""
-        self.rng = rng
+        """From anatomical x, z (A, L) and the depth below the probe's face (A,) in mm; `rng` is a patient's.
+
+        Shapes depart from those painted by waves of a fraction of `reach` (mm), `bent` times as far as usual.
+        """
+        self.rng, self.reach = rng, reach
         self.step = float(depth[1] - depth[0])
         self.depth = np.repeat(depth.astype(np.float32)[:, None], x.shape[1], axis=1)
         self.x, self.z = self._wobble(x.astype(np.float32), z.astype(np.float32), bent)
@@ -55,12 +63,11 @@ class Scene:
     def _wobble(self, x: np.ndarray, z: np.ndarray, bent: float) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates moved by slow waves in random directions: no organ is a drawn ellipse."""
         moved = [x, z]
-        depth = float(self.depth[-1, 0])
         for part, swing in ((3.0, 0.015), (6.0, 0.005), (12.0, 0.001)):
             for axis in (0, 1):
                 turn, phase = self.rng.uniform(0, 2 * np.pi, 2)
-                strength = bent * swing * depth * self.rng.uniform(0.5, 1.3)
-                rate = 2 * np.pi * part / depth
+                strength = bent * swing * self.reach * self.rng.uniform(0.5, 1.3)
+                rate = 2 * np.pi * part / self.reach
                 angle = x * np.float32(rate * np.cos(turn)) + z * np.float32(rate * np.sin(turn))
                 moved[axis] = moved[axis] + np.float32(strength) * np.sin(angle + np.float32(phase))
         return moved[0], moved[1]
@@ -78,7 +85,7 @@ class Scene:
         flat, across = distance.ravel(), distance.shape[1]
         ahead = np.minimum(near + across, distance.size - 1)
         cosine = np.minimum(np.abs(flat[ahead] - flat[near]) / self.step, 1)
-        patch = np.float32(self.step * 20)
+        patch = np.float32(self.reach / 14)
         rough = noise(self.rng, self.x.ravel()[near] / patch, self.z.ravel()[near] / patch)
         nepers = (level + 5.5 * rough - 1.5) * DECIBEL
         amplitude = np.exp(nepers - (flat[near] / width) ** 2) * cosine**faces

@@ -85,7 +85,7 @@ def _trachea(scene: Scene, top: float) -> None:
     period, decay = rng.uniform(1.4, 2.4), rng.uniform(1.5, 3.0)
     behind = np.flatnonzero((air < -0.5) & (scene.z < centre[1]) & (np.abs(scene.x) < radius * 0.5))
     far = air.ravel()[behind]
-    scene.haze.reshape(-1)[behind] += 2.0 * np.cos(np.pi * far / period) ** 4 * np.exp(far / decay)
+    scene.haze.reshape(-1)[behind] += 1.3 * np.cos(np.pi * far / period) ** 4 * np.exp(far / decay)
 
 
 def _neck_vessels(scene: Scene, side: int, top: float) -> None:

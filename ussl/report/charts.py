@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ussl.report.words import decades, measure, number, ticks
 
 WIDTH, HEIGHT = 400, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 392, 10, 190
+LEFT, RIGHT, TOP, BOTTOM = 50, 384, 10, 190
 POINTS = 300  # a line has at most about twice as many
 LOG_FROM = 100  # largest by smallest value from which an axis is logarithmic
 
@@ -34,13 +34,11 @@ class _Axis:
     stop: float
     log: bool = False
 
-    def place(self, value: np.ndarray | float) -> np.ndarray:
+    def place(self, values: np.ndarray | float) -> np.ndarray:
         """Pixels of values."""
-        low, high = (np.log10([self.low, self.high])) if self.log else (self.low, self.high)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return self.start + ((np.log10(value) if self.log else value) - low) / (high - low) * (
-                self.stop - self.start
-            )
+            low, high, x = (np.log10(v) if self.log else np.asarray(v) for v in (self.low, self.high, values))
+            return self.start + (x - low) / (high - low) * (self.stop - self.start)
 
 
 def history(step: np.ndarray, values: np.ndarray) -> list[Line]:

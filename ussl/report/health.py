@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from ussl.evaluate import spread
 from ussl.report.charts import running_mean
 from ussl.report.folder import Run
-from ussl.report.probes import RAW, TRAINED, UNTRAINED, Measurement
-from ussl.report.words import count, measure, number, percent
+from ussl.report.probes import RAW, TRAINED, UNTRAINED, Measurement, scored
+from ussl.report.words import count, measure, number, percent, plain
 
 ENOUGH = 20  # steps from which a loss is judged
 STARVING = 0.2  # share of the time spent waiting for data
-COLLAPSED, NARROW = 2.0, 5.0  # effective rank
 EQUAL = 0.02  # scores that differ by less are called equal: a probe is one measurement
-RANK = "effective_rank"
+DIRECTIONS = "effective_rank_centred"
+SPREAD = {"relative_std", "mean_cosine", DIRECTIONS, "first_component", "images", "width"}  # what a verdict takes
 
 _ORDER = ("bad", "warn", "good", "open")
 _HEADLINES = {
@@ -38,7 +39,7 @@ class Verdict:
 
 def verdicts(run: Run) -> list[Verdict]:
     """All findings about a run, those about its training first."""
-    found = [_finite(run), _loss(run), _data(run), _rank(run.probes), *_scores(run.probes)]
+    found = [_finite(run), _loss(run), _data(run), _collapse(run.probes), *_scores(run.probes)]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -127,40 +128,38 @@ def waiting(run: Run) -> float | None:
     return float((seconds * share)[known].sum() / seconds[known].sum()) if known.any() else None
 
 
-def _rank(measured: list[Measurement]) -> Verdict | None:
-    """Whether the encoder still tells pictures apart."""
-    last = latest(row for row in measured if row.measure == RANK)
-    ranks = {encoder: value for (_, _, encoder), value in last.items()}
-    if (rank := ranks.get(TRAINED)) is None:
-        return None
-    before = f" (untrained {number(ranks[UNTRAINED])})" if UNTRAINED in ranks else ""
-    told = f"an effective rank of {number(rank)}{before}"
-    if not rank >= COLLAPSED:  # NaN too
-        text = f"The encoder has collapsed: it says nearly the same of every picture, {told}."
-        return Verdict("bad", text, "Its weights are of no use. Lower optimizer.base_learning_rate.")
-    if rank < NARROW:
-        return Verdict("warn", f"The encoder is close to collapse: its features have {told}.")
-    return Verdict("good", f"The encoder has not collapsed: its features have {told}.")
-
-
-def _scores(measured: list[Measurement]) -> list[Verdict]:
-    """One finding a probe: its first measure, trained against untrained and raw pixels."""
+def _collapse(measured: list[Measurement]) -> Verdict | None:
+    """Whether the encoder still tells pictures apart, where a probe measured the spread of its features."""
     last = latest(measured)
-    spread = {probe for probe, name, _ in last if name == RANK}
-    firsts = {probe: name for probe, name, _ in reversed(last) if probe not in spread}
-    found = []
-    for probe, name in reversed(firsts.items()):
+    for probe in dict.fromkeys(key[0] for key in last):
+        numbers = {name: value for (p, name, encoder), value in last.items() if (p, encoder) == (probe, TRAINED)}
+        if not numbers.keys() >= SPREAD:
+            continue
+        if collapse := spread.verdict(numbers):
+            return Verdict("bad", f"The encoder has {collapse}.", "Lower optimizer.base_learning_rate.")
+        before = last.get((probe, DIRECTIONS, UNTRAINED))
+        told = f" (untrained {number(before)})" if before is not None else ""
+        directions = f"its features differ in about {number(numbers[DIRECTIONS])} directions{told}"
+        return Verdict("good", f"The encoder has not collapsed: {directions}.")
+    return None
+
+
+def _scores(measured: list[Measurement]) -> Iterator[Verdict]:
+    """One finding a probe, by its macro F1 or else its first measure: trained against untrained and raw pixels."""
+    last = latest(row for row in measured if scored(row.measure))
+    for probe in dict.fromkeys(key[0] for key in last):
+        names = list(dict.fromkeys(key[1] for key in last if key[0] == probe))
+        name = "macro_f1" if "macro_f1" in names else names[0]
         scores = {encoder: value for (p, m, encoder), value in last.items() if (p, m) == (probe, name)}
-        if TRAINED in scores and UNTRAINED in scores:
-            found.append(_compared(f"{plain(probe)}, {plain(name)}", scores))
-    return found
+        if TRAINED in scores and UNTRAINED in scores and not SPREAD & set(names):
+            yield _compared(f"{plain(probe, capital=True)}, {plain(name)}", scores)
 
 
 def _compared(what: str, scores: dict[str, float]) -> Verdict:
     trained = scores[TRAINED]
     gains = {name: trained - scores[name] for name in (UNTRAINED, RAW) if name in scores}
     told = " and ".join(f"{_against(gain)} {_NAMES[name]} ({measure(scores[name])})" for name, gain in gains.items())
-    text = f"{what[:1].upper()}{what[1:]}: {measure(trained)}, {told}."
+    text = f"{what}: {measure(trained)}, {told}."
     if not gains[UNTRAINED] >= EQUAL:
         return Verdict("bad", text, "By this probe pre-training has taught the encoder nothing so far.")
     if not min(gains.values()) >= EQUAL:
@@ -180,8 +179,3 @@ def _against(gain: float) -> str:
 def latest(measured: Iterable[Measurement]) -> dict[tuple[str, str, str], float]:
     """The last value of every (probe, measure, encoder), in the order they first came."""
     return {(row.probe, row.measure, row.encoder): row.value for row in measured}
-
-
-def plain(name: str) -> str:
-    """A name without underscores."""
-    return name.replace("_", " ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ from ussl.logs import duration
 from ussl.report import folder, health
 from ussl.report.charts import Line, chart, history
 from ussl.report.folder import Run
-from ussl.report.probes import RAW, TRAINED, UNTRAINED
-from ussl.report.words import count, measure, number, percent
+from ussl.report.probes import RAW, TRAINED, UNTRAINED, scored
+from ussl.report.words import aligned, as_fine, count, number, plain
 
 PARTS = ("source", "augmentation", "encoder", "head", "masking", "target", "objective", "optimizer")
 _CHARTS = {"loss": "Loss", "learning_rate": "Learning rate", "gradient_norm": "Gradient norm"}
@@ -33,6 +34,7 @@ def write(path: Path) -> Path:
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, report)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise RunFailed(f"{report} could not be written: {error.strerror or error}") from error
     return report
 
@@ -40,7 +42,7 @@ def write(path: Path) -> Path:
 def render(run: Run) -> str:
     """The page as HTML."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.filters |= {"number": number, "measure": measure, "percent": percent, "plain": health.plain}
+    environment.filters |= {"plain": plain, "as_fine": as_fine}
     files = resources.files("ussl.report")
     template = environment.from_string((files / "page.html.jinja").read_text(encoding="utf-8"))
     found = health.verdicts(run)
@@ -72,7 +74,7 @@ def sentence(run: Run) -> list[tuple[str, bool]]:
     """What was trained on what: pieces of a sentence, those that the recipe names marked."""
 
     def name(kind: str) -> str:
-        return health.plain((run.recipe.get(kind) or {}).get("name", ""))
+        return plain((run.recipe.get(kind) or {}).get("name", ""))
 
     if not name("encoder"):
         return []
@@ -96,7 +98,7 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     if run.images_seen:
         yield "images seen", f"{run.images_seen:,}"
     if run.images_seen and images:
-        yield "passes over the data", number(run.images_seen / images)
+        yield "passes over data", number(run.images_seen / images)
     seconds = run.step_seconds
     if len(seconds) and (total := float(seconds[seconds > 0].sum())) > 0:
         yield "training time", duration(total)
@@ -114,21 +116,21 @@ def charts(run: Run) -> Iterator[Markup]:
             continue
         step, values = run.metrics["step"], run.metrics[name]
         lines = [Line(step, values)] if name == "learning_rate" else history(step, values)
-        yield chart(_CHARTS.get(name, health.plain(name).capitalize()), lines)
+        yield chart(_CHARTS.get(name, plain(name, capital=True)), lines)
 
 
 def probe_charts(run: Run) -> Iterator[Markup]:
     """Every measure of the trained encoder by step, with the others as horizontal lines."""
     import numpy as np
 
-    for probe, name in dict.fromkeys((row.probe, row.measure) for row in run.probes):
+    for probe, name in dict.fromkeys((row.probe, row.measure) for row in run.probes if scored(row.measure)):
         rows = [row for row in run.probes if (row.probe, row.measure) == (probe, name)]
         curve = np.array([(row.step, row.value) for row in rows if row.encoder == TRAINED]).reshape(-1, 2)
         levels = {row.encoder: row.value for row in rows if row.encoder != TRAINED}
         order = [encoder for encoder in (RAW, UNTRAINED, *levels) if encoder in levels]
         lines = [Line(curve[:, 0], curve[:, 1], dots=len(curve) < 40)]
         yield chart(
-            f"{health.plain(probe)}: {health.plain(name)}", lines, {encoder: levels[encoder] for encoder in order}
+            f"{plain(probe, capital=True)}, {plain(name)}", lines, {encoder: levels[encoder] for encoder in order}
         )
 
 
@@ -138,11 +140,14 @@ def scores(run: Run) -> dict[str, Any]:
     present = {encoder for _, _, encoder in last}
     first = [encoder for encoder in (RAW, UNTRAINED, TRAINED) if encoder in present]
     columns = [*first, *(encoder for encoder in dict.fromkeys(key[2] for key in last) if encoder not in first)]
-    rows = {
-        (probe, name): [last.get((probe, name, encoder)) for encoder in columns]
-        for probe, name in dict.fromkeys(key[:2] for key in last)
-    }
-    return {"columns": columns, "rows": rows}
+    rows = {}
+    for probe, name in dict.fromkeys(key[:2] for key in last if scored(key[1])):
+        values = aligned([last.get((probe, name, encoder)) for encoder in columns])
+        deviations = [last.get((probe, f"{name}_sd", encoder), math.nan) for encoder in columns]
+        rows[probe, name] = [
+            (x, f"±{sd:.2f}" if math.isfinite(sd) else "") for x, sd in zip(values, deviations, strict=True)
+        ]
+    return {"columns": columns, "rows": rows, "deviates": any(key[1].endswith("_sd") for key in last)}
 
 
 def environment_rows(run: Run) -> Iterator[tuple[str, str]]:
@@ -182,16 +187,14 @@ def _options(part: Any) -> tuple[str, str]:
     if not isinstance(part, dict):
         return str(part), ""
     options = {key: value for key, value in part.items() if key != "name" and value is not None}
-    return str(part.get("name", "")), ", ".join(
-        f"{health.plain(key)} {_value(value)}" for key, value in options.items()
-    )
+    return str(part.get("name", "")), " · ".join(f"{plain(key)} {_value(value)}" for key, value in options.items())
 
 
 def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return " to ".join(map(_value, value)) if len(value) == 2 else " ".join(map(_value, value))
+        return ", ".join(map(_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -18,10 +18,11 @@ class Measurement:
     epoch: float  # of the schedule
     probe: str  # its name in the recipe
     encoder: str  # RAW, UNTRAINED, TRAINED or another that is measured beside them, such as "teacher"
-    measure: str  # "effective_rank" by spread probes; of other probes a score, higher is better
+    measure: str  # a score, higher is better; or the numbers of ussl.evaluate.spread; "x_sd" is x's over folds
     value: float
 
 
+COUNTS = {"images", "unlabelled", "width"}
 COLUMNS = [field.name for field in fields(Measurement)]
 
 
@@ -43,6 +44,11 @@ class Probes:
             writer = csv.writer(file)
             for measure, value in values.items():
                 writer.writerow((step, f"{epoch:.9g}", probe, encoder, measure, f"{value:.9g}"))
+
+
+def scored(measure: str) -> bool:
+    """Whether a measure says something of the encoder: counts and deviations over folds do not."""
+    return measure not in COUNTS and not measure.endswith("_sd")
 
 
 def read(folder: Path) -> list[Measurement]:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate, normalize
 from ussl import run
 from ussl.data.pictures import fit
 from ussl.data.resample import resample
+from ussl.errors import RunFailed
 from ussl.parts import Encoder, Mask, View
 
 if TYPE_CHECKING:
@@ -35,21 +36,27 @@ def save(training: Training, folder: Path, count: int = 6) -> None:
     """Write PNGs and snapshot.json into `folder`: `count` masked inputs, and `count` pictures with their nearest.
 
     Changes neither the networks nor any random state. Takes seconds: as many pictures are embedded as `SECONDS` allow.
+    Only the first rank works. RunFailed = the pictures cannot be written.
     """
     if not training.fabric.is_global_zero:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "snapshot.json").unlink(missing_ok=True)  # written last: with it, the pictures are whole
-    for old in folder.glob("*.png"):
-        old.unlink()
-    with torch.no_grad(), _same_random_state(training.fabric.device):
+    device = training.fabric.device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _room(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "snapshot.json").unlink(missing_ok=True)  # written last: with it, the pictures are whole
+        for old in folder.glob("*.png"):
+            old.unlink()
         shown, size = _inputs(training, folder, count)
         neighbours = _neighbours(training, folder, count, size)
-    run.write_json(folder / "snapshot.json", {"inputs": shown, "neighbours": neighbours})
+        run.write_json(folder / "snapshot.json", {"inputs": shown, "neighbours": neighbours})
 
 
-def _same_random_state(device: torch.device) -> Any:
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"pictures could not be written to {folder}: {error.strerror or error}") from error
 
 
 def _inputs(training: Training, folder: Path, count: int) -> tuple[list[dict[str, Any]], tuple[int, int]]:
@@ -68,8 +75,10 @@ def _inputs(training: Training, folder: Path, count: int) -> tuple[list[dict[str
         pictures = {"picture": whole}
         if seen[0] is not views[0].clean:
             pictures["crop"] = views[0].clean[b]
-        pictures |= {f"view-{i}": image[b] for i, image in enumerate(seen)}
-        files = {name: _write(folder / f"input-{b}-{name}.png", _pixels(x)) for name, x in pictures.items()}
+        pictures |= {f"seen {i + 1}" if len(seen) > 1 else "seen": image[b] for i, image in enumerate(seen)}
+        files = [
+            (what, _write(folder / f"input-{b}-{i}.png", _pixels(x))) for i, (what, x) in enumerate(pictures.items())
+        ]
         shown.append({**_described(training.rows[index]), "files": files})
     return shown, (views[0].image.shape[-2], views[0].image.shape[-1])
 
@@ -89,13 +98,8 @@ def _seen(view: View, mask: Mask | None, encoder: Encoder) -> Tensor:
 def _neighbours(training: Training, folder: Path, count: int, size: tuple[int, int]) -> dict[str, Any]:
     """`count` pictures, those of each label in turn, with the pictures whose features have the largest cosine."""
     pictures, features, unreadable = _embedded(training, size)
-    found: dict[str, Any] = {
-        "pictures": len(pictures),
-        "unreadable": unreadable,
-        "weights": training.export,
-        "rows": [],
-    }
-    if len(pictures) < 2:
+    found: dict[str, Any] = {"pictures": len(pictures), "unreadable": unreadable, "rows": []}
+    if len(pictures) < 2 or not features.isfinite().all():
         return found
     similarity = features @ features.T
     similarity.fill_diagonal_(-torch.inf)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+_WRITTEN = {"f1": "F1", "auc": "AUC", "knn": "k-NN", "ema": "EMA", "std": "standard deviation", "us": "US"}
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -28,6 +32,29 @@ def number(value: float, digits: int = 3) -> str:
 def measure(value: float) -> str:
     """A measured value with three decimals, so that a column of them is aligned."""
     return f"{value:.3f}".replace("-", "−") if abs(value) < 10 else number(value)
+
+
+def aligned(values: Sequence[float | None]) -> list[str]:
+    """Values of one measure with as many decimals each; empty where there is none."""
+    sizes = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    decimals = 3 if max(sizes, default=0) < 10 else 1
+    finite = [value if value is None or math.isfinite(value) else number(value) for value in values]
+    texts = ["" if x is None else x if isinstance(x, str) else f"{x:,.{decimals}f}" for x in finite]
+    return [text.replace("-", "−") for text in texts]
+
+
+def as_fine(rows: Sequence[Mapping[str, Any]]) -> Callable[[float], str]:
+    """Writes cosine similarities with the decimals, at most five, that tell the highest of neighbours from 1."""
+    highest = max(other["similarity"] for row in rows for other in row["nearest"])
+    decimals = min(1 + math.ceil(-math.log10(max(1 - highest, 1e-4))), 5) if highest > 0.9 else 2
+    return lambda value: f"{value:.{decimals}f}".replace("-", "−")
+
+
+def plain(name: str, capital: bool = False) -> str:
+    """A name of the program as a person writes it: macro_f1 is macro F1."""
+    words = [_WRITTEN.get(word, word) for word in name.split("_")]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:] if capital and words[0] not in _WRITTEN.values() else text
 
 
 def percent(share: float) -> str:
