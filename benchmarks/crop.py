@@ -12,10 +12,10 @@ import time
 import torch
 from kornia.augmentation import RandomResizedCrop
 from torch.nn.functional import interpolate
-from ussl_plugins.augmentations.crop import Crop
 
 from ussl.data.resample import _at_once, random_boxes
 from ussl.parts import Batch, Draws
+from ussl_plugins.augmentations.crop import Crop
 
 MODES = ("slice", "resample")
 

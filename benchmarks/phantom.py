@@ -10,9 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from ussl_plugins.sources.phantom import PhantomSource
-
 from ussl.phantom.render import ORGANS
+from ussl_plugins.sources.phantom import PhantomSource
 
 
 def rate(work: Callable[[], int], rounds: int) -> float:

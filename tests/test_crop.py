@@ -12,11 +12,11 @@ from scipy.stats import ks_2samp
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as torchvision
-from ussl_plugins.augmentations.crop import Crop
 
 from ussl.data.pictures import read
 from ussl.data.resample import _at_once, _one_by_one, random_boxes, resample, resize
 from ussl.parts import Batch, Draws
+from ussl_plugins.augmentations.crop import Crop
 
 REAL = Path(__file__).parents[1].parent / "shared/data/ultrasound"
 BOUND = 1.2 / 255  # Pillow rounds to 8 bits after each of its two passes

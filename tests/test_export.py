@@ -10,12 +10,12 @@ import timm
 import torch
 from PIL import Image
 from torch import nn
-from ussl_plugins.encoders.vit import VisionTransformer
 
 import ussl
 from ussl.errors import RunFailed
 from ussl.export import export_run, write_encoder
 from ussl.parts import Encoder, Tokens
+from ussl_plugins.encoders.vit import VisionTransformer
 
 SHAPES = [
     {"patch": 8, "image_size": 64},

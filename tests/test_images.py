@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ussl_plugins.sources.images import Images
 
 from ussl.data import manifest, pictures
+from ussl_plugins.sources.images import Images
 
 REAL = Path(__file__).parents[1].parent / "shared/data/ultrasound"
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5

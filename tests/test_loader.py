@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ussl_plugins.samplers.shuffle import Shuffle
-from ussl_plugins.sources.images import Images
 
 from ussl.data import loader as module
 from ussl.data.loader import Loader, default_workers
 from ussl.data.schedule import Schedule
 from ussl.parts import Sampler, Source
+from ussl_plugins.samplers.shuffle import Shuffle
+from ussl_plugins.sources.images import Images
 
 
 class Numbers(Source):

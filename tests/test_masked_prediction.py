@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ussl_plugins.maskings.random import RandomMasking
-from ussl_plugins.objectives.masked_prediction import MaskedPrediction
-from ussl_plugins.targets.pixels import PixelTarget
 
 from ussl.parts import Mask, Student, Tokens, View
 from ussl.positions import sincos
 from ussl.testing import TinyEncoder, TinyTarget, check_objective, tiny_draws, tiny_mask, tiny_student, tiny_view
+from ussl_plugins.maskings.random import RandomMasking
+from ussl_plugins.objectives.masked_prediction import MaskedPrediction
+from ussl_plugins.targets.pixels import PixelTarget
 
 SMALL = {"width": 16, "depth": 3, "heads": 2}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ussl_plugins.maskings.block import BlockMasking
-from ussl_plugins.maskings.random import RandomMasking
 
 from ussl.parts import View
 from ussl.testing import check_masking, tiny_draws, tiny_view
+from ussl_plugins.maskings.block import BlockMasking
+from ussl_plugins.maskings.random import RandomMasking
 
 
 def hide(masking, grid=(14, 14), images=8, seed=0):

@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 from scipy import ndimage
-from ussl_plugins.sources import phantom as plugin
-from ussl_plugins.sources.phantom import PhantomSource
 
 from ussl.phantom.acoustics import Scanner, compress, echoes
 from ussl.phantom.cache import PictureCache
 from ussl.phantom.render import ORGANS, render, settings
 from ussl.phantom.scan import Frame
 from ussl.phantom.scene import LIVER, Scene, Tissue, ellipse, place, tube
+from ussl_plugins.sources import phantom as plugin
+from ussl_plugins.sources.phantom import PhantomSource
 
 LINEAR = Frame(radius=0.0, half=20.0, depth=40.0, size=128)
 QUIET = Scanner(frequency=7.5, focus=20.0, snr=200.0, sidelobe=-200.0)

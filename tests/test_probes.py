@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ussl_plugins.probes import knn, linear, spread
 
 from ussl.evaluate.features import RawPixels, features
 from ussl.evaluate.pictures import LabelledPictures, draw
 from ussl.evaluate.spread import verdict
 from ussl.parts import Encoder, Probe, Source, Tokens
+from ussl_plugins.probes import knn, linear, spread
 
 CPU = torch.device("cpu")
 PROBES = {"linear": linear.LinearProbe, "knn": knn.NearestNeighbours, "spread": spread.Spread}

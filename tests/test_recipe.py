@@ -193,9 +193,8 @@ def test_null_removes_an_optional_part(make):
 
 def test_probes_merge_by_key_and_are_of_the_kind_they_are_filed_under(make, write):
     write("study/parent.yaml", BASE + "probes: {score: {k: 5, every: 2, source: made}, other: {name: score, k: 7}}\n")
-    recipe = make(
-        "from: parent.yaml\nsource: {name: made, count: 4}\nprobes: {score: {k: 6}, other: {name: score, source: made}}\n"
-    )
+    probes = "probes: {score: {k: 6}, other: {name: score, source: made}}\n"
+    recipe = make("from: parent.yaml\nsource: {name: made, count: 4}\n" + probes)
     assert {key: (probe.k, probe.every) for key, probe in recipe.probes().items()} == {
         "score": (6, 2.0),
         "other": (20, 1.0),
@@ -211,7 +210,7 @@ def test_a_probe_reads_pictures_of_its_own(make, tmp_path):
     assert path.endswith("study/liver.csv")
     assert make(recipe.to_yaml(), data=None).resolved == recipe.resolved
     for probe in ("{name: score}", "{name: score, data: a.csv, source: made}"):
-        with pytest.raises(ValueError, match="probes.liver: on which pictures.*data: MANIFEST"):
+        with pytest.raises(ValueError, match=r"probes\.liver: on which pictures.*data: MANIFEST"):
             make(BASE + f"probes: {{liver: {probe}}}\n")
 
 

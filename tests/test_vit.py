@@ -6,11 +6,11 @@ import pytest
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer as Plain
-from ussl_plugins.encoders.vit import VisionTransformer
 
 from ussl import weights
 from ussl.parts import Encoder, Mask
 from ussl.positions import sincos
+from ussl_plugins.encoders.vit import VisionTransformer
 
 
 def small(**options):

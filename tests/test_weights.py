@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from ussl_plugins.initializations.vision_transformer import VisionTransformerFormat
 
 from ussl import weights
+from ussl_plugins.initializations.vision_transformer import VisionTransformerFormat
 
 MARKS = ("patch_embed.proj.weight", "cls_token", "blocks.0.attn.qkv.weight")
 FORMATS = {"vision_transformer": VisionTransformerFormat}

@@ -69,11 +69,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def environment(seed: int, images: int, digest: str, weights: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run depended on: versions, devices, git, seed, data, licences of the weights it began from."""
+def environment(images: int, digest: str, weights: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """What a run depended on: versions, devices, git, data, licences of the weights it began from, and `more`."""
     import torch
 
-    return {
+    return more | {
         "command": " ".join(["ussl", *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -81,7 +81,6 @@ def environment(seed: int, images: int, digest: str, weights: list[dict[str, Any
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or [platform.processor()],
         "threads": torch.get_num_threads(),
         "git": _git_commit(),
-        "seed": seed,
         "data": {"images": images, "sha256": digest},
         "weights": weights,
     }

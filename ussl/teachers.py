@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -88,7 +89,7 @@ class MapNetwork(TeacherNetwork):
         if stride not in strides:
             raise ValueError(f"this teacher has no map of stride {stride}; its strides are {sorted(set(strides))}")
         self.stage = len(strides) - 1 - strides[::-1].index(stride)
-        self.trunk = trunk
+        self.trunk: Any = trunk.to(memory_format=torch.channels_last)  # faster on CPU and on GPU
         self.width = trunk.feature_info[self.stage]["num_chs"]
         self.patch = stride
         self.size = only_size(trunk)
@@ -96,7 +97,11 @@ class MapNetwork(TeacherNetwork):
     def forward(self, image: Tensor) -> tuple[None, Tensor, tuple[int, int]]:
         """None, places of the map (B, N, C), grid."""
         (found,) = self.trunk.forward_intermediates(
-            image, indices=[self.stage], output_fmt="NCHW", stop_early=True, intermediates_only=True
+            image.contiguous(memory_format=torch.channels_last),
+            indices=[self.stage],
+            output_fmt="NCHW",
+            stop_early=True,
+            intermediates_only=True,
         )
         return None, found.flatten(2).transpose(1, 2), (found.shape[-2], found.shape[-1])
 
@@ -291,6 +296,24 @@ def build(model: str, **options: Any) -> Any:
             return timm.create_model(model, pretrained=False, **options)
         except RuntimeError as error:
             raise ValueError(f"timm cannot make {model!r}: {error}") from error
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """A frozen network with every batch norm folded into the convolution that stands before it: the same function.
+
+    Right for networks whose modules stand in the order in which they run, as EfficientNet's do.
+    """
+    from timm.layers import BatchNormAct2d
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    children = list(network.named_children())
+    for (name, convolution), (after, norm) in pairwise(children):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNormAct2d):
+            setattr(network, name, fuse_conv_bn_eval(convolution, norm))
+            setattr(network, after, norm.act)
+    for _, child in children:
+        folded(child)
+    return network
 
 
 def only_size(network: Any) -> tuple[int, int] | None:

@@ -207,14 +207,17 @@ def save(training: Training, out: Path, done: int) -> None:
 def write_down(training: Training, out: Path) -> None:
     """recipe.yaml and environment.json."""
     recipe = training.recipe
-    described = run.environment(recipe.seed, len(training.rows), training.digest, training.lineage())
+    more = {"recipe": recipe.name, "seed": recipe.seed, "export": training.export}
+    described = run.environment(len(training.rows), training.digest, training.lineage(), **more)
     run.write(out / "recipe.yaml", recipe.to_yaml())
     run.write_json(out / "environment.json", described)
 
 
 def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
-    """Say what was done, and export the encoder if training is complete; the exit code."""
+    """Say what was done, export the encoder if training is complete, write the report; the exit code."""
+    from ussl import report
     from ussl.export import write_encoder
+    from ussl.report import snapshot
 
     fabric, complete = training.fabric, done == training.steps
     seconds, waited = clock.total()
@@ -224,17 +227,19 @@ def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
         f"{duration(seconds)}, {images / seconds:,.3g} images/s, {waited:.1%} of the time waiting for data, "
         f"peak memory {peak_memory(fabric.device):.1f} GiB"
     )
-    if not complete:
-        fabric.print(f"interrupted: --resume continues from {out / 'checkpoints'}")
-        return 130
-    if fabric.is_global_zero:
+    if complete and fabric.is_global_zero:
         options = dict(training.recipe.resolved["encoder"])
         encoder = {"name": options.pop("name", None), "options": options}
         extra = {"encoder": encoder, "export": training.export, "weights": training.lineage()}
         write_encoder(training.exported(), out / "encoder", extra)
-    fabric.print(f"encoder   {out / 'encoder'} ({training.export})")
+        print(f"encoder   {out / 'encoder'} ({training.export})", flush=True)
+    if fabric.is_global_zero:
+        snapshot.save(training, out / "snapshot")
+        print(f"report    {report.write(out)}", flush=True)
     fabric.barrier()
-    return 0
+    if not complete:
+        fabric.print(f"interrupted: --resume continues from {out / 'checkpoints'}")
+    return 0 if complete else 130
 
 
 def progress_bar(start: int, steps: int, first: bool) -> Any:

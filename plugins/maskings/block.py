@@ -6,11 +6,11 @@ import math
 
 import torch
 from torch import Tensor
-from ussl_plugins.maskings.random import check_options, count_seen, hide
 
 from ussl.draws import Draws
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Masking, View
+from ussl_plugins.maskings.random import check_options, count_seen, hide
 
 CANDIDATES = 16  # rectangles a mask: more than are needed, drawn at once, so that nobody has to ask for one more
 

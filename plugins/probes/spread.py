@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from ussl_plugins.probes.linear import check_options
 
 from ussl.evaluate.pictures import Pictures
 from ussl.evaluate.spread import spread
 from ussl.hookspecs import hookimpl
 from ussl.parts import Encoder, Probe, Source
+from ussl_plugins.probes.linear import check_options
 
 
 class Spread(Probe):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from ussl_plugins.targets.clip import MEAN, STD
 
 from ussl import weights as files
 from ussl.hookspecs import hookimpl
 from ussl.parts import Student, Target
 from ussl.teachers import FrozenTeacher, Layer, Norm, Point, TokenNetwork, build, load
+from ussl_plugins.targets.clip import MEAN, STD
 
 HUB = "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224"
 CONFIG = "open_clip_config.json"

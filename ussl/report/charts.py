@@ -46,7 +46,7 @@ def history(step: np.ndarray, values: np.ndarray) -> list[Line]:
     window = len(values) // 40
     if window < 2:
         return [Line(step, values)]
-    return [Line(*_envelope(step, values), "faint"), Line(*_thin(step, running_mean(values, window)))]
+    return [Line(*_envelope(step, values), "faint"), Line(*thin(step, running_mean(values, window)))]
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -59,7 +59,8 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(amount > 0, (total[last] - total[first]) / np.maximum(amount, 1), np.nan)
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most twice `POINTS` of a smooth curve, its ends among them."""
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), 2 * POINTS)).round().astype(int))
     return x[keep], y[keep]
 
@@ -84,7 +85,8 @@ def chart(title: str, lines: list[Line], levels: Mapping[str, float] | None = No
     if not any(len(y) for y in finite):
         return Markup()
     x = np.concatenate([line.x for line in lines])
-    across_axis = _Axis(*_range(x.min(), x.max(), 0), LEFT, RIGHT)
+    start = 0 if levels else x.min()  # levels hold from the beginning
+    across_axis = _Axis(*_range(start, x.max(), 0), LEFT, RIGHT)
     log = bool(values.min() > 0 and values.max() / values.min() >= LOG_FROM)
     low, high = (values.min(), values.max()) if log else _range(values.min(), values.max(), 0.06)
     up = _Axis(low, high, BOTTOM, TOP, log)

@@ -56,7 +56,7 @@ class Run:
     def step_seconds(self) -> np.ndarray:
         """(n,) seconds each step took; NaN where it is not known."""
         rate = self.metrics.get("images_per_second", np.full(len(self.metrics["step"]), np.nan))
-        return self.recipe.get("train", {}).get("batch_size", 0) / np.where(rate > 0, rate, np.nan)
+        return self.recipe.get("train", {}).get("batch_size", np.nan) / np.where(rate > 0, rate, np.nan)
 
     @property
     def last_trained(self) -> datetime:

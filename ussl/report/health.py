@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ussl.evaluate import spread
 from ussl.report.charts import running_mean
 from ussl.report.folder import Run
 from ussl.report.probes import RAW, TRAINED, UNTRAINED, Measurement, scored
@@ -81,14 +80,14 @@ def _loss(run: Run) -> Verdict | None:
     noise = 2 * np.hypot(loss[:tenth].std(), loss[-tenth:].std()) / tenth**0.5
     lowest = np.nanmin(running_mean(loss, tenth // 2))
     span = f"from {number(early)} to {number(late)}"
+    if early - lowest > 2 * noise and late - lowest > 0.3 * (early - lowest):
+        text = f"The loss fell from {number(early)} to {number(lowest)}, but rose again to {number(late)}."
+        return Verdict("bad" if late > early else "warn", text, "Lower optimizer.base_learning_rate.")
     if late - early > noise:
         return _rose(run, span)
     if early - late <= noise:
         advice = "Train for longer, or raise optimizer.base_learning_rate."
         return Verdict("warn", f"The loss hardly moved: {span}.", advice)
-    if late - lowest > 0.3 * (early - lowest):
-        text = f"The loss fell from {number(early)} to {number(lowest)}, but rose again to {number(late)}."
-        return Verdict("warn", text, "Lower optimizer.base_learning_rate.")
     change = f", by {percent((early - late) / early)}" if late > 0 else ""
     return Verdict("good", f"The loss fell {span}{change}.")
 
@@ -135,7 +134,9 @@ def _collapse(measured: list[Measurement]) -> Verdict | None:
         numbers = {name: value for (p, name, encoder), value in last.items() if (p, encoder) == (probe, TRAINED)}
         if not numbers.keys() >= SPREAD:
             continue
-        if collapse := spread.verdict(numbers):
+        from ussl.evaluate.spread import verdict
+
+        if collapse := verdict(numbers):
             return Verdict("bad", f"The encoder has {collapse}.", "Lower optimizer.base_learning_rate.")
         before = last.get((probe, DIRECTIONS, UNTRAINED))
         told = f" (untrained {number(before)})" if before is not None else ""

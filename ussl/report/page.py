@@ -17,7 +17,7 @@ from markupsafe import Markup
 from ussl.errors import RunFailed
 from ussl.logs import duration
 from ussl.report import folder, health
-from ussl.report.charts import Line, chart, history
+from ussl.report.charts import Line, chart, history, thin
 from ussl.report.folder import Run
 from ussl.report.probes import RAW, TRAINED, UNTRAINED, scored
 from ussl.report.words import aligned, as_fine, count, number, plain
@@ -115,7 +115,7 @@ def charts(run: Run) -> Iterator[Markup]:
         if name not in run.metrics or not len(run.metrics["step"]):
             continue
         step, values = run.metrics["step"], run.metrics[name]
-        lines = [Line(step, values)] if name == "learning_rate" else history(step, values)
+        lines = [Line(*thin(step, values))] if name == "learning_rate" else history(step, values)
         yield chart(_CHARTS.get(name, plain(name, capital=True)), lines)
 
 

@@ -72,7 +72,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[tuple[float, str]]:
     step = 10 ** math.floor(math.log10((high - low) / most))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= most)
     first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
-    return [(i * step, _tick(i * step, step)) for i in range(first, last + 1)]
+    small = max(abs(low), abs(high)) < 1e-3
+    return [(i * step, number(i * step) if small else _tick(i * step, step)) for i in range(first, last + 1)]
 
 
 def decades(low: float, high: float) -> list[tuple[float, str]]:
@@ -87,6 +88,4 @@ def _tick(value: float, step: float) -> str:
         return f"{value / 1e6:g}M"
     if abs(value) >= 1e4 and step >= 100:
         return f"{value / 1e3:g}k"
-    if step < 1e-3:
-        return number(value)
     return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "−")
