@@ -64,3 +64,19 @@ class Probing:
             print(f"\nprobe     {name}, {what}: {collapsed}", flush=True)
         shown = ", ".join(f"{measure} {value:.3g}" for measure, value in numbers.items() if measure != "unlabelled")
         print(f"probe     {name}, {what}: {shown}", flush=True)
+
+
+def table(out: Path) -> list[str]:
+    """What a run's scoring probes say at its end: raw pixels, the untrained, the teacher, the trained encoder."""
+    from ussl.report.probes import RAW, TRAINED, UNTRAINED, read
+
+    last = {(row.probe, row.encoder, row.measure): row.value for row in read(out)}
+    scored = [probe for probe, encoder, measure in last if encoder == TRAINED and measure == "macro_f1"]
+    lines = []
+    for probe in scored:
+        lines.append(f"\n{probe:16}  macro F1  (sd over folds)     AUC")
+        for encoder in (RAW, UNTRAINED, TRAINED, "teacher"):
+            if (probe, encoder, "macro_f1") in last:
+                f1, sd, auc = (last[probe, encoder, measure] for measure in ("macro_f1", "macro_f1_sd", "auc"))
+                lines.append(f"  {encoder:14}     {f1:.3f}           {sd:.3f}   {auc:.3f}")
+    return lines

@@ -19,7 +19,7 @@ from ussl.errors import RunFailed
 from ussl.launch import Interruption, launch, peak_memory, together
 from ussl.logs import Clock, Metrics, duration
 from ussl.parts import Batch, Progress
-from ussl.probing import Probing
+from ussl.probing import Probing, table
 from ussl.training import Training, build
 
 if TYPE_CHECKING:
@@ -234,6 +234,8 @@ def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
         write_encoder(training.exported(), out / "encoder", extra)
         print(f"encoder   {out / 'encoder'} ({training.export})", flush=True)
     if fabric.is_global_zero:
+        for line in table(out):
+            print(line)
         snapshot.save(training, out / "snapshot")
         print(f"report    {report.write(out)}", flush=True)
     fabric.barrier()
