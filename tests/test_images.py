@@ -294,10 +294,12 @@ def trouble(path):
 def test_data_that_hold_no_pictures_are_named(tmp_path):
     assert "write --data FOLDER" in trouble(None)
     assert trouble(tmp_path / "gone").endswith("gone: no such file or folder")
-    assert trouble(tmp_path).endswith(": the folder is empty")
+    assert trouble(tmp_path).endswith("and no manifest; found nothing")
     for name in ("a.dcm", "b.dcm", "README"):
         (tmp_path / name).touch()
-    assert trouble(tmp_path).endswith("no pictures (.bmp .jpeg .jpg .png .tif .tiff); found 2 .dcm, 1 no extension")
+    assert trouble(tmp_path).endswith(
+        "no pictures (.bmp .jpeg .jpg .png .tif .tiff) and no manifest; found 2 .dcm, 1 no extension"
+    )
     assert "a folder of pictures or a manifest (.csv or .parquet)" in trouble(tmp_path / "a.dcm")
 
 

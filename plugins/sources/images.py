@@ -64,9 +64,8 @@ def _listing(folder: Path) -> list[dict[str, Any]]:
         else:
             others[extension or "no extension"] += 1
     if not paths:
-        found = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5))
-        read = " ".join(sorted(EXTENSIONS))
-        raise ValueError(f"{folder}: " + (f"no pictures ({read}); found {found}" if found else "the folder is empty"))
+        found = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5)) or "nothing"
+        raise ValueError(f"{folder}: no pictures ({' '.join(sorted(EXTENSIONS))}) and no manifest; found {found}")
     return [{"path": path, "source": folder.name} for path in paths]
 
 
