@@ -64,7 +64,14 @@ def test_clipping_bounds_the_norm_of_all_gradients_together():
 
 
 @pytest.mark.parametrize(
-    "options", [{"warmup": 40.0}, {"clip": 0.0}, {"base_learning_rate": -1.0}, {"betas": (1, 0.9)}]
+    "options",
+    [
+        {"warmup": 40.0},
+        {"clip": 0.0},
+        {"base_learning_rate": -1.0},
+        {"base_learning_rate": math.nan},
+        {"betas": (1, 0.9)},
+    ],
 )
 def test_impossible_settings_are_refused(options):
     with pytest.raises(ValueError):

@@ -406,3 +406,158 @@ def test_no_space_left_ends_the_run_in_one_line(command, tmp_path, capsys, monke
     error = capsys.readouterr().err.strip()
     assert "No space left on device" in error
     assert "is intact" in error
+
+
+def test_a_mistake_leaves_the_earlier_run_as_it_was(command, tmp_path):
+    out = tmp_path / "run"
+    assert main(command(out, "--train.steps", "1")) == 0
+    before = files(out)
+    for mistake in (["--train.batch_size", "100"], ["--masking.ratio", "3"], ["--data", str(tmp_path / "nowhere")]):
+        assert main(command(out, "--overwrite", *mistake)) == 2
+        assert files(out) == before
+    new = tmp_path / "new"
+    assert main(command(new, "--train.batch_size", "100")) == 2
+    assert not new.exists()
+
+
+def test_overwrite_does_not_touch_a_folder_that_is_no_run(command, tmp_path, capsys):
+    out = tmp_path / "project"
+    (out / "encoder").mkdir(parents=True)
+    (out / "encoder" / "mine.txt").write_text("mine")
+    assert main(command(out, "--overwrite")) == 2
+    assert "not a run of ussl" in capsys.readouterr().err
+    assert (out / "encoder" / "mine.txt").exists()
+
+
+def test_overwrite_removes_only_checkpoints_of_ours(command, tmp_path):
+    out = tmp_path / "run"
+    assert main(command(out)) == 0
+    (out / "checkpoints" / "best-of-mine.pt").write_bytes(b"mine")
+    assert main(command(out, "--overwrite", "--train.steps", "1")) == 0
+    assert sorted(p.name[:13] for p in (out / "checkpoints").iterdir()) == ["best-of-mine.", "step-00000001"]
+
+
+def test_a_scheduler_that_signals_twice_still_gets_its_checkpoint():
+    from ussl.launch import Interruption
+
+    with Interruption() as interruption:
+        interruption.training = True
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # at once: a shell's, not a second thought
+        assert interruption.asked
+        interruption.asked -= 60
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with Interruption(), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_refused_step_leaves_batch_norm_statistics_as_they_were(command, tmp_path, monkeypatch):
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\n"
+        "from ussl.hookspecs import hookimpl\n"
+        "from ussl.parts import Head, Tokens\n"
+        "class Normed(Head):\n"
+        "    def __init__(self, encoder):\n"
+        "        super().__init__()\n"
+        "        self.width, self.norm = encoder.width, nn.BatchNorm1d(encoder.width)\n"
+        "    def forward(self, tokens):\n"
+        "        patches = self.norm(tokens.patches.flatten(0, -2)).view_as(tokens.patches)\n"
+        "        return Tokens(tokens.pooled, patches, tokens.where, tokens.grid)\n"
+        "@hookimpl\n"
+        "def ussl_heads():\n"
+        "    return {'normed': Normed}\n"
+    )
+    options = ["--plugin", str(tmp_path / "normed.py"), "--head", "normed", "--train.save_every", "1"]
+    options += ["--train.keep", "9", *misbehaving(monkeypatch, tmp_path, "nan", "1")]
+    assert main(command(tmp_path / "run", *options)) == 0
+    states = [torch.load(p, weights_only=True) for p in sorted((tmp_path / "run" / "checkpoints").glob("step*"))]
+    means = [state["method"]["student.head.norm.running_mean"] for state in states[:3]]
+    assert torch.equal(means[0], means[1])
+    assert not torch.equal(means[1], means[2])
+
+
+def test_a_picture_that_cannot_be_read_ends_the_run_with_what_was_learned(command, tmp_path, pictures, capsys):
+    import shutil
+
+    folder = tmp_path / "some"
+    shutil.copytree(pictures, folder)
+    options = ["--data", str(folder), "--train.save_every", "99", "--train.epochs", "1"]
+    assert main(command(tmp_path / "order", *options)) == 0
+    late = torch.load(next((tmp_path / "order" / "checkpoints").iterdir()), weights_only=True)
+    assert late["step"] == 3
+    (folder / "7.png").write_bytes(b"no picture")
+    code = main(command(tmp_path / "run", *options, "--seed", "1"))
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "7.png" in said
+    assert "Repair or replace" in said
+    saved = list((tmp_path / "run" / "checkpoints").iterdir())
+    assert len(saved) == 1
+
+
+def test_a_bad_picture_of_any_process_is_named_and_ends_them_all(command, tmp_path, pictures):
+    import shutil
+
+    for seed in ("5", "6"):
+        folder = tmp_path / f"some{seed}"
+        shutil.copytree(pictures, folder)
+        (folder / "7.png").write_bytes(b"no picture")
+        out = tmp_path / f"run{seed}"
+        options = ["--data", str(folder), "--train.devices", "2", "--train.accelerator", "cpu", "--seed", seed]
+        done = separately(command(out, *options))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("7.png") == 1
+        assert "Traceback" not in done.stderr
+        assert any((out / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_that_is_whole_is_never_given_up(tmp_path, monkeypatch):
+    from ussl import checkpoint
+    from ussl.errors import RunFailed
+
+    path = checkpoint.save(tmp_path, 1, {"step": 1}, keep=1)
+
+    def refuse(*_, **__):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(RunFailed, match="whole but cannot be read"):
+        checkpoint.load(tmp_path)
+    assert path.exists()
+
+
+def test_the_encoder_of_a_run_is_exported_from_the_command_line(command, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(command(out, "--train.steps", "1")) == 0
+    assert main(["export", str(out), "--to", "timm", "--out", str(tmp_path / "copy")]) == 0
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == weights(out)
+    assert main(["export", str(tmp_path), "--to", "timm"]) == 2
+    assert "neither a run folder" in capsys.readouterr().err
+    assert (out / "encoder" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~os.umask(os.umask(0o22))
+
+
+def test_a_moved_data_folder_and_another_probe_do_not_hinder_a_resume(command, tmp_path, pictures, monkeypatch):
+    import shutil
+
+    shutil.copytree(pictures, tmp_path / "before")
+    out = tmp_path / "run"
+    stopped = misbehaving(monkeypatch, tmp_path, "SIGTERM", "3")
+    assert main(command(out, "--data", str(tmp_path / "before"), *stopped)) == 130
+    (tmp_path / "before").rename(tmp_path / "after")
+    going_on = misbehaving(monkeypatch, tmp_path, "1", "99")
+    assert main(command(out, "--data", str(tmp_path / "after"), "--resume", *going_on)) == 0
+
+
+def test_an_empty_data_argument_is_refused(command, tmp_path, capsys):
+    assert main(command(tmp_path / "run", "--data", "")) == 2
+    assert "an empty path" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_program_get_folders_of_their_own(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without_out = [word for word in command("OUT", "--train.steps", "1") if word not in ("--out", "OUT")]
+    assert main(without_out) == 0
+    assert "USSL_OUT" not in os.environ
+    assert len(list((tmp_path / "runs").iterdir())) == 1

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from ussl.errors import RunFailed
+
+_NAME = re.compile(r"step-\d{8,}-[0-9a-f]{16}\.pt")
 
 
 def step_of(path: Path) -> int:
@@ -23,7 +26,8 @@ def step_of(path: Path) -> int:
 
 def saved(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    return sorted(folder.glob("step-*-*.pt"), key=step_of, reverse=True)
+    ours = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(ours, key=step_of, reverse=True)
 
 
 def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -49,14 +53,23 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, or None, and a line for each that was set aside as damaged."""
     lines: list[str] = []
     for path in saved(folder):
-        try:
-            if not path.stem.endswith(_digest(path)):
-                raise ValueError("its content does not match its digest")
-            return torch.load(path, map_location="cpu", weights_only=True), lines
-        except Exception as error:  # whatever a damaged file raises, the one before may be whole
+        if not path.stem.endswith(_digest(path)):
             aside = path.rename(path.with_suffix(".damaged"))
-            lines.append(f"checkpoint {path.name} is damaged ({error}); kept as {aside.name}")
+            lines.append(
+                f"checkpoint {path.name} is damaged: its content does not match its digest; kept as {aside.name}"
+            )
+            continue
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True), lines
+        except Exception as error:  # the file is whole, so this is no reason to give it up for an older one
+            raise RunFailed(f"checkpoint {path} is whole but cannot be read: {str(error).splitlines()[0]}") from error
     return None, lines
+
+
+def remove(folder: Path) -> None:
+    """Remove a run's checkpoints, and nothing else that lies there."""
+    for path in [*saved(folder), *folder.glob("step-*.damaged"), *folder.glob(".writing-*")]:
+        path.unlink()
 
 
 def clear_unfinished(folder: Path) -> None:

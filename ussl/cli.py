@@ -29,13 +29,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if rest and not args.takes_options:
             raise ValueError(f"{rest[0]}: unknown; `ussl {args.command} --help` lists the options")
-        return args.run(args, rest) if args.takes_options else args.run(args)
+        return args.handler(args, rest) if args.takes_options else args.handler(args)
     except (ValueError, RunFailed) as error:
         if os.environ.get("USSL_TRACEBACK") == "1":
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes one speaks
             print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, RunFailed) else 2
+    except OSError as error:
+        if os.environ.get("USSL_TRACEBACK") == "1":
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -46,7 +54,7 @@ def _command(
 ) -> argparse.ArgumentParser:
     """A subcommand; `takes_options`: run(args, rest) is given what the parser does not know, recipe options."""
     parser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    parser.set_defaults(run=run, command=name, takes_options=takes_options)
+    parser.set_defaults(handler=run, command=name, takes_options=takes_options)
     return parser
 
 
@@ -87,14 +95,19 @@ def fit(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    # the processes that a run starts on further devices find its folder here
-    out = args.out or os.environ.setdefault("USSL_OUT", f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    recipe.check_data()
+    out = args.out or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if "LOCAL_RANK" in os.environ:  # a process that the first one started: it has named the folder
+        out = os.environ.get("USSL_OUT", out)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"out       {out}", flush=True)
-    recipe.check_data()
     from ussl.train import fit
 
-    return fit(recipe, Path(out), args.resume, args.overwrite)
+    os.environ["USSL_OUT"] = out
+    try:
+        return fit(recipe, Path(out), args.resume, args.overwrite)
+    finally:
+        del os.environ["USSL_OUT"]
 
 
 def _add_export(commands: Any) -> None:

@@ -66,6 +66,9 @@ def _replace(file: Path, write: Callable[[Path], Any]) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        mask = os.umask(0)  # it can be asked for only by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # safetensors writes a file that only its owner may read
         with temporary.open("rb+") as stream:
             sync(stream)
         os.replace(temporary, file)

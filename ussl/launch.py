@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import resource
 import signal
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ussl.errors import RunFailed
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from ussl.recipe import Train
+
+
+WAIT = timedelta(hours=4)  # for the first rank, which probes, saves and reports while the others wait
+INSIST = 2  # seconds after which a second Ctrl-C is meant as one
 
 
 def launch(train: Train) -> Fabric:
@@ -25,11 +33,12 @@ def launch(train: Train) -> Fabric:
     cuda = torch.cuda.is_available() and train.accelerator != "cpu"
     if train.accelerator == "cuda" and not cuda:
         raise ValueError("train.accelerator cuda: no CUDA device is visible here; write --train.accelerator cpu")
-    several = train.num_nodes > 1 or (train.devices != 1 and (cuda or train.devices != "auto"))
+    devices = torch.cuda.device_count() if cuda and train.devices == "auto" else train.devices
+    several = train.num_nodes > 1 or devices not in (1, "auto")
     strategy: Any = "auto"
     if train.strategy == "ddp" or several:
         # batch-norm statistics are the affair of the parts that have them
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=WAIT)
     precision: Any = train.precision
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
@@ -46,15 +55,15 @@ def launch(train: Train) -> Fabric:
 
 def together(fabric: Fabric, action: Callable[[], None]) -> None:
     """Do something on the first rank; where it refuses, every rank refuses."""
-    refusal = None
+    refusal: Exception | None = None
     if fabric.is_global_zero:
         try:
             action()
-        except ValueError as error:
-            refusal = str(error)
+        except (ValueError, OSError, RunFailed) as error:
+            refusal = error
     refusal = fabric.broadcast(refusal)
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal
 
 
 def described(fabric: Fabric) -> str:
@@ -72,11 +81,14 @@ def peak_memory(device: torch.device) -> float:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM: before training they end the program, in it they are noted; a second one ends it."""
+    """Ctrl-C and SIGTERM: before training they end the program, in it they are noted; a later Ctrl-C ends it.
+
+    Schedulers send SIGTERM to the process and to its group: a second one says nothing new.
+    """
 
     def __init__(self) -> None:
         self.training = False
-        self.asked = False
+        self.asked = 0.0  # when
 
     def __enter__(self) -> Interruption:
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -86,7 +98,8 @@ class Interruption:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _note(self, *_: object) -> None:
-        if self.asked or not self.training:
+    def _note(self, number: int, _: object) -> None:
+        insists = number == signal.SIGINT and self.asked and time.monotonic() - self.asked > INSIST
+        if insists or not self.training:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = self.asked or time.monotonic()

@@ -105,7 +105,7 @@ def shipped() -> dict[str, Path]:
 def find(name: str | Path, folder: str | Path = ".") -> Path:
     """The file of a recipe: a path relative to `folder`, else a shipped one by name."""
     path = Path(os.path.abspath(Path(folder, Path(name).expanduser())))
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe too
         return path
     known = shipped()
     if (short := str(name).removesuffix(".yaml")) in known:

@@ -169,12 +169,13 @@ def rebuild(
     if "architecture" not in config:
         return _of_plugin(folder, config, plugins)
     import timm
+    from safetensors import SafetensorError
 
     sized = "img_size" in config.get("model_args", {})
     options: dict[str, Any] = {"dynamic_img_size": True} if any_size and sized else {}
     try:
         return _TimmEncoder(timm.create_model(f"local-dir:{folder}", pretrained=True, **options), config)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{folder} does not hold what its config.json says ({reason})") from error
 

@@ -44,7 +44,8 @@ class Metrics:
             return []
         with self.path.open(newline="") as file:
             # a row cut short by a kill has no value in its last columns
-            return [row for row in csv.DictReader(file) if None not in row.values() and int(row["step"]) <= step]
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        return [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) <= step]
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         temporary = self.path.with_name(".metrics.csv")

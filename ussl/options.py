@@ -32,7 +32,9 @@ class Located(str):
         return self
 
     def path(self) -> str:
-        """The absolute path that it is, when it is one."""
+        """The absolute path that it is, when it is one. ValueError: it is empty, as an unset variable is."""
+        if not self.strip():
+            raise ValueError("an empty path; write the path of a file or folder")
         return os.path.abspath(os.path.join(self.folder, os.path.expanduser(self)))
 
 

@@ -87,7 +87,7 @@ class Host:
     A plugin that cannot be loaded is kept in `broken` and spoils only the recipes that need it.
 
     Raises:
-        ValueError: USSL_DISABLE_PLUGINS names no plugin, or a file is missing.
+        ValueError: a file is missing.
     """
 
     def __init__(self, files: Iterable[str | Path] = ()) -> None:
@@ -164,7 +164,9 @@ class Host:
             offered = function()
         except (Exception, SystemExit) as error:
             return self._break(origin, f"{hook}: {_words(error)}")
-        if not isinstance(offered, dict) or not all(isinstance(cls, type) for cls in offered.values()):
+        if not isinstance(offered, dict) or not all(
+            isinstance(name, str) and name and isinstance(cls, type) for name, cls in offered.items()
+        ):
             return self._break(origin, f'{hook}: returned {offered!r}; return classes by name: {{"name": Class}}')
         kind = HOOKS[hook].__name__.lower()
         self._offers += [Offer(kind, name, cls, origin) for name, cls in offered.items()]
@@ -184,8 +186,8 @@ def _enabled(points: Iterable[importlib.metadata.EntryPoint]) -> list[importlib.
     points = list(points)
     disabled = {name.strip() for name in os.environ.get("USSL_DISABLE_PLUGINS", "").split(",")} - {""}
     names = {point.name for point in points}
-    for name in sorted(disabled - names):
-        raise ValueError(f'USSL_DISABLE_PLUGINS: no plugin "{name}"{suggest(name, names, "")}')
+    for name in sorted(disabled - names):  # perhaps uninstalled since: no reason to stop
+        print(f'note: USSL_DISABLE_PLUGINS: no plugin "{name}"{suggest(name, names, "")}', file=sys.stderr)
     return [point for point in points if point.name not in disabled]
 
 

@@ -168,6 +168,8 @@ class Choice:
             return self.cls(*leading, **self.keywords)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.label}: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError) as error:  # a plugin's fault
+            raise ValueError(f"{self.label}: {type(error).__name__}: {error}") from error
 
 
 def choose(host: Host, kind: str, where: str, part: Layer, later: tuple[str, ...] = ()) -> Choice:

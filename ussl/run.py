@@ -22,40 +22,54 @@ OURS = (
 )
 PACKAGES = ("ultrasound-ssl", "torch", "timm", "pytorch-lightning", "numpy", "pillow")
 
-# what may change between a run and its continuation without changing what is trained
-FREE = frozenset(
-    {
-        *(f"train.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch")),
-        *(f"train.{key}" for key in ("compile", "activation_checkpointing", "save_every", "keep", "max_refused")),
-        "loader.workers",
-    }
+# what may change between a run and its continuation without changing what is trained; data and precision are compared
+# as they turned out
+FREE = (
+    *(f"train.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch")),
+    *(f"train.{key}" for key in ("compile", "activation_checkpointing", "save_every", "keep", "max_refused")),
+    *("train.precision", "loader.workers", "source.path", "export", "plugins", "probes."),
 )
 
 
-def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
-    """Make `out`, or refuse it in one line; with `overwrite`, remove an earlier run's files (and only those)."""
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Refuse, in one line, an `out` that is not this run's to use; nothing is changed."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: write a folder")
-    if out.is_dir() and any(out.iterdir()) and not resume:
-        if not overwrite:
-            raise ValueError(
-                f"--out {out} is not empty: --resume continues that run, --overwrite starts it again, "
-                f"or write another --out"
-            )
-        for name in OURS:
-            path = out / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be made: {error.strerror}") from error
-    checkpoint.clear_unfinished(out / "checkpoints")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names or resume:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"--out {out} is not empty: --resume continues that run, --overwrite starts it again, "
+            f"or write another --out"
+        )
+    ours = {"recipe.yaml", "environment.json"} <= names
+    if not ours and names & set(OURS):
+        raise ValueError(
+            f"--out {out} is not a run of ussl, so --overwrite does not touch its {min(names & set(OURS))}: "
+            f"write another --out"
+        )
+
+
+def take_folder(out: Path, fresh: bool) -> None:
+    """Make `out` this run's: a fresh one replaces what an earlier run left there, and nothing else."""
+    checkpoints = out / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoint.clear_unfinished(checkpoints)
+    for name in OURS if fresh else ():
+        path = out / name
+        if path == checkpoints:
+            checkpoint.remove(path)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def same_training(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to continue a run under a recipe that trains something else."""
     before, now = _flat(old), _flat(new)
-    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in FREE]
+    differing = [k for k in sorted(before.keys() & now.keys()) if before[k] != now[k] and not k.startswith(FREE)]
     if differing:
         told = "; ".join(f"{k} was {before.get(k)!r}, now {now.get(k)!r}" for k in differing[:4])
         raise ValueError(f"--resume continues a run as it was begun, but the recipe differs: {told}")
@@ -101,10 +115,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
-    """SHA-256 of a row table: the same images in the same order, with the same labels."""
+    """SHA-256 of a row table: the same images in the same order, with the same labels, wherever their folder lies."""
     total = hashlib.sha256()
+    rows = list(rows)
+    folders = {os.path.dirname(str(row["path"])) for row in rows}
+    root = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else ""
     for row in rows:
-        total.update(json.dumps(row, sort_keys=True, default=str).encode())
+        told = ((key, cell) for key, cell in row.items() if cell is not None and key != "source")
+        named = {key: str(cell).removeprefix(root) for key, cell in told}
+        total.update(json.dumps(named, sort_keys=True).encode())
     return total.hexdigest()
 
 

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ussl import checkpoint, run
+from ussl import checkpoint, plan, run
 from ussl.errors import RunFailed
 from ussl.launch import Interruption, launch, peak_memory, together
 from ussl.logs import Clock, Metrics, duration
 from ussl.parts import Batch, Progress
 from ussl.probing import Probing, table
 from ussl.training import Training, build
+
+FINISHED = ("encoder/model.safetensors", "encoder/config.json", "report.html")  # in the order they are written
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -32,17 +34,17 @@ def fit(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> int:
     """Train as `recipe` says into the folder `out`; the exit code: 0 done, 130 interrupted with a checkpoint."""
     with Interruption() as interruption:
         fabric = launch(recipe.train)
-        together(fabric, lambda: run.open_folder(out, resume, overwrite))
+        together(fabric, lambda: run.check_folder(out, resume, overwrite))
         state = restore(fabric, out, recipe) if resume else None
-        if state and state["step"] == state["steps"] and (out / "encoder" / "model.safetensors").exists():
+        if state and state["step"] == state["steps"] and all((out / name).exists() for name in FINISHED):
             fabric.print(f"finished  all {state['steps']} steps were done before; nothing changed")
             return 0
         training = build(fabric, recipe, fresh=state is None)
         if state is not None:
             training.restore(state)
-        if fabric.is_global_zero:
-            write_down(training, out)
-        for line in training.described():
+        lines = list(training.described())
+        together(fabric, lambda: take(training, out, fresh=state is None))
+        for line in lines:
             fabric.print(line, flush=True)
         done, clock = loop(training, out, interruption)
         return finish(training, out, done, clock)
@@ -51,9 +53,11 @@ def fit(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> int:
 def restore(fabric: Fabric, out: Path, recipe: Recipe) -> dict[str, Any] | None:
     """The newest whole checkpoint of a run, or None, said aloud."""
     state, lines = checkpoint.load(out / "checkpoints") if fabric.is_global_zero else (None, [])
-    fabric.barrier()  # the first rank has set damaged ones aside
-    if not fabric.is_global_zero:
+    step = fabric.broadcast(state and state["step"])  # the first rank has set damaged ones aside
+    if not fabric.is_global_zero and step is not None:
         state, _ = checkpoint.load(out / "checkpoints")
+        if state is None or state["step"] != step:
+            raise RunFailed(f"rank {fabric.global_rank} does not see the checkpoint of step {step} in {out}: share it")
     for line in lines:
         fabric.print(line)
     if state is None:
@@ -64,12 +68,21 @@ def restore(fabric: Fabric, out: Path, recipe: Recipe) -> dict[str, Any] | None:
     return state
 
 
+def take(training: Training, out: Path, fresh: bool) -> None:
+    """Make the folder this run's: recipe.yaml and environment.json, and nothing of an earlier run when fresh."""
+    recipe = training.recipe
+    more = {"recipe": recipe.name, "seed": recipe.seed, "export": training.export}
+    described = run.environment(len(training.rows), training.digest, training.lineage(), **more)
+    run.take_folder(out, fresh)
+    run.write(out / "recipe.yaml", recipe.to_yaml())
+    run.write_json(out / "environment.json", described)
+
+
 def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int, Clock]:
     """Train to the end or to an interruption, and save; the steps done, and where the time went."""
     train, first, done = training.recipe.train, training.fabric.is_global_zero, training.start
-    probing = Probing(training, out) if first else None
-    if probing is not None:
-        probing.begin()
+    probing = Probing(training, out)
+    probing.begin()
     clock = Clock()
     batches = clock.waiting(training.loader.batches(training.start, training.steps))
     interruption.training = True
@@ -78,6 +91,7 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
         for step in range(training.start, training.steps):
             values = step_or_save(training, out, step, batches, interruption)
             if values is None:
+                save(training, out, done)
                 break
             done = step + 1
             stop = values.pop("stop")
@@ -89,50 +103,66 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
             bar.update()
             if metrics is not None:
                 metrics.write(done, values)
-            if stop:
+            due = probing.due(done)
+            if stop or due or done % train.save_every == 0 or done == training.steps:
+                save(training, out, done)  # first: a probe may take long, or fail
+            if stop and done < training.steps:
                 break
-            if probing is not None:
-                probing.after(done)
-            if done % train.save_every == 0 and done < training.steps:
-                save(training, out, done)
+            probing.measure(due, done)
             clock.resume()
-    save(training, out, done)
     return done, clock
 
 
 def step_or_save(
     training: Training, out: Path, step: int, batches: Iterator[Any], interruption: Interruption
 ) -> dict[str, float] | None:
-    """An update; where a picture cannot be read, what was learned before is saved first."""
+    """An update; where it cannot be made, what was learned before is saved first."""
     try:
         return update(training, out, step, batches, interruption)
-    except ValueError:
-        if training.fabric.world_size == 1:
+    except ValueError:  # on every rank
+        save(training, out, step)
+        raise
+    except RuntimeError as error:
+        if plan.out_of_memory(error):
+            raise RunFailed(
+                f"the device ran out of memory in step {step + 1}: --resume with a --train.micro_batch "
+                f"below {training.micro}"
+            ) from error
+        if "DataLoader worker" in str(error):
             save(training, out, step)
+            raise RunFailed(f"a reading process was killed, for want of memory perhaps ({error}); --resume") from error
         raise
 
 
 def update(
     training: Training, out: Path, step: int, batches: Iterator[Any], interruption: Interruption
 ) -> dict[str, float] | None:
-    """One update from one global batch; None when interrupted amid it (one device needs nobody's agreement)."""
+    """One update from one global batch; None when interrupted amid it (one device needs nobody's agreement).
+
+    Raises:
+        ValueError: a picture cannot be read; on every rank, and nothing is updated.
+    """
     fabric, recipe = training.fabric, training.recipe
     at = Progress(step, training.steps, step / training.steps * recipe.train.epochs, recipe.train.epochs)
     for part in training.parts:
         part.before_step(at)
     training.optimizer.before_step(training.update, at)
-    count = training.local // training.micro
+    buffers, count, trouble = training.buffers(), training.local // training.micro, ""
     losses: list[dict[str, Tensor]] = []
     for i in range(count):
         if interruption.asked and fabric.world_size == 1:
-            training.update.zero_grad(set_to_none=True)
+            training.put_back(buffers)
             return None
-        _, batch = next(batches)
+        batch, unread = fetch(training, batches)
+        trouble = trouble or unread
         losses.append(accumulate(training, step, i, count, batch.to(fabric.device)))
     for part in training.parts:
         part.after_backward(at)
     norm = torch.nn.utils.get_total_norm([p.grad for p in training.parameters if p.grad is not None])
-    values = read(training, losses, norm, interruption.asked)
+    values = read(training, losses, norm, stop=bool(interruption.asked), trouble=bool(trouble))
+    if values.pop("trouble"):
+        training.put_back(buffers)
+        raise ValueError(next(filter(None, gathered(fabric, trouble))))
     if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
         training.refused = 0
         training.optimizer.clip_gradients(training.parameters, norm)
@@ -141,11 +171,34 @@ def update(
             part.after_step(at)
         if training.ema is not None:
             training.ema.update(training.method.student, step)
+        training.update.zero_grad(set_to_none=True)
     else:
+        training.put_back(buffers)
         refuse(training, out, step, values)
-    training.update.zero_grad(set_to_none=True)
     epoch = (step + 1) / training.loader.steps_per_epoch  # of the data, where at.epoch is the schedule's
     return {"epoch": epoch, "learning_rate": training.update.param_groups[0]["lr"], **values}
+
+
+def fetch(training: Training, batches: Iterator[Any]) -> tuple[Batch, str]:
+    """The next micro-batch; where it cannot be read, a blank one and why, since the other ranks wait for this one."""
+    try:
+        return next(batches)[1], ""
+    except ValueError as error:
+        if training.fabric.world_size == 1:
+            raise
+        m = training.micro
+        box, zeros = torch.tensor([[0, 0, 64, 64]]).repeat(m, 1), torch.zeros(m, dtype=torch.int64)
+        blank = torch.zeros(m, 1, 64, 64, dtype=torch.uint8)
+        return Batch(blank, box, torch.ones(m), zeros, zeros), str(error)
+
+
+def gathered(fabric: Fabric, text: str) -> list[str]:
+    """The text of every rank."""
+    if fabric.world_size == 1:
+        return [text]
+    texts: list[str] = [""] * fabric.world_size
+    torch.distributed.all_gather_object(texts, text)
+    return texts
 
 
 def accumulate(training: Training, step: int, i: int, count: int, batch: Batch) -> dict[str, Tensor]:
@@ -160,14 +213,14 @@ def accumulate(training: Training, step: int, i: int, count: int, batch: Batch) 
     return {name: value.detach() for name, value in losses.items()}
 
 
-def read(training: Training, losses: list[dict[str, Tensor]], norm: Tensor, asked: bool) -> dict[str, float]:
-    """The numbers of a step, means over ranks, by its one read of the device."""
+def read(training: Training, losses: list[dict[str, Tensor]], norm: Tensor, **flags: bool) -> dict[str, float]:
+    """The numbers of a step, means over ranks, by its one read of the device; a flag is above 0 if any rank set it."""
     fabric, names = training.fabric, list(losses[0])
     means = [torch.stack([loss[name].float() for loss in losses]).mean() for name in names]
-    numbers = torch.stack([*means, norm.float(), torch.tensor(float(asked), device=norm.device)])
+    numbers = torch.stack([*means, norm.float(), *torch.tensor(list(flags.values()), device=norm.device).float()])
     if fabric.world_size > 1:
         numbers = fabric.all_reduce(numbers, reduce_op="mean")  # type: ignore[assignment]
-    return dict(zip([*names, "gradient_norm", "stop"], numbers.tolist(), strict=True))
+    return dict(zip([*names, "gradient_norm", *flags], numbers.tolist(), strict=True))
 
 
 def refuse(training: Training, out: Path, step: int, values: Mapping[str, float]) -> None:
@@ -202,15 +255,6 @@ def save(training: Training, out: Path, done: int) -> None:
     failure = training.fabric.broadcast(failure)
     if failure is not None:
         raise RunFailed(failure)
-
-
-def write_down(training: Training, out: Path) -> None:
-    """recipe.yaml and environment.json."""
-    recipe = training.recipe
-    more = {"recipe": recipe.name, "seed": recipe.seed, "export": training.export}
-    described = run.environment(len(training.rows), training.digest, training.lineage(), **more)
-    run.write(out / "recipe.yaml", recipe.to_yaml())
-    run.write_json(out / "environment.json", described)
 
 
 def finish(training: Training, out: Path, done: int, clock: Clock) -> int:

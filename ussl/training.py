@@ -68,6 +68,7 @@ class Training:
             "refused": self.refused,
             "recipe": self.recipe.resolved,
             "data": self.digest,
+            "precision": self.fabric._precision.precision,
             "method": self.method.state_dict(),
             "optimizer": self.update.state_dict(),
             "ema": None if self.ema is None else self.ema.average,
@@ -78,6 +79,10 @@ class Training:
         if state["data"] != self.digest:
             raise ValueError(
                 "--resume continues a run as it was begun, but the images differ from those it began with"
+            )
+        if state["precision"] != (now := self.fabric._precision.precision):
+            raise ValueError(
+                f"--resume: the run was begun with precision {state['precision']}, here it would be {now}"
             )
         if state["steps"] != self.steps:
             raise ValueError(f"--resume: the run was begun for {state['steps']} steps, now it would be {self.steps}")
@@ -125,14 +130,23 @@ class Training:
         """A forward and backward pass of `count` images that leaves no trace."""
         several = self.fabric.world_size > 1
         batch = self.loader.sample(count).to(self.fabric.device)
-        buffers = [b.clone() for b in self.method.buffers()]
-        with torch.random.fork_rng(), self.fabric.no_backward_sync(self.wrapped, enabled=several):  # type: ignore[arg-type]
+        buffers = self.buffers()
+        cuda = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda), self.fabric.no_backward_sync(self.wrapped, enabled=several):  # type: ignore[arg-type]
             self.fabric.backward(self.wrapped(batch, self.draws(0, batch))["loss"])
+        self.put_back(buffers)
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def buffers(self) -> list[torch.Tensor]:
+        """Copies of what a forward pass may change: batch-norm statistics."""
+        return [buffer.clone() for buffer in self.method.buffers()]
+
+    def put_back(self, buffers: list[torch.Tensor]) -> None:
+        """Undo a pass: the buffers as they were, no gradients."""
         for buffer, before in zip(self.method.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.update.zero_grad(set_to_none=True)
-        if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def fits(self, count: int) -> bool:
         """Whether a micro-batch of `count` and the optimizer's state fit in every device's memory."""
@@ -176,7 +190,7 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
         loader=loader,
         optimizer=optimizer,
         update=optimizer.start(method, train.batch_size),
-        steps=train.steps or int(train.epochs * loader.steps_per_epoch),
+        steps=train.steps or int(train.epochs * loader.steps_per_epoch + 1e-6),
         micro=0,
         notes=notes,
     )
@@ -225,7 +239,7 @@ def build_loader(fabric: Fabric, recipe: Recipe, rows: list[dict[str, Any]], mic
         canvas=recipe.loader.canvas,
         rank=fabric.global_rank,
         world=fabric.world_size,
-        workers=default_workers() if workers == "auto" else int(workers),
+        workers=default_workers(fabric.world_size // recipe.train.num_nodes) if workers == "auto" else int(workers),
         pin=fabric.device.type == "cuda",
     )
 

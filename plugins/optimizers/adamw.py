@@ -37,7 +37,7 @@ class AdamW(Optimizer):
             min_learning_rate: rate at the end of the cosine.
             clip: largest allowed norm of all gradients together; null leaves them alone.
         """
-        if base_learning_rate <= 0:
+        if not 0 < base_learning_rate < math.inf:
             raise ValueError(f"base_learning_rate must be above 0, not {base_learning_rate}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the training in [0, 1), such as 0.1, not {warmup}")

@@ -35,7 +35,8 @@ class Probes:
         kept = [row for row in read(folder) if row.step <= start] if start else []
         temporary = self.path.with_name(".probes.csv")
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *map(astuple, kept)])
+            csv.writer(file).writerow(COLUMNS)
+            csv.writer(file).writerows(map(_cells, kept))
         temporary.replace(self.path)
 
     def write(self, step: int, epoch: float, probe: str, encoder: str, values: Mapping[str, float]) -> None:
@@ -43,7 +44,11 @@ class Probes:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for measure, value in values.items():
-                writer.writerow((step, f"{epoch:.9g}", probe, encoder, measure, f"{value:.9g}"))
+                writer.writerow(_cells(Measurement(step, epoch, probe, encoder, measure, value)))
+
+
+def _cells(row: Measurement) -> list[object]:
+    return [f"{cell:.9g}" if isinstance(cell, float) else cell for cell in astuple(row)]
 
 
 def scored(measure: str) -> bool:
