@@ -56,3 +56,25 @@ def test_its_masking_keeps_the_contract_and_hides_whole_columns(hello, monkeypat
     assert len({tuple(row.tolist()) for row in columns[:, 0]}) > 10
     with pytest.raises(ValueError, match="ratio must be above 0 and below 1"):
         Shadows(ratio=1.0)
+
+
+def test_an_encoder_trains_under_its_masking(hello, tmp_path, write):
+    recipe = write(
+        "shadows.yaml",
+        """
+        # the third party's masking beside built-in parts
+        source: {name: phantom, images: 8, size: 32, cache: false}
+        augmentation: {name: crop, size: 32}
+        encoder: {name: vit, width: 16, depth: 1, heads: 2, patch: 8, image_size: 32}
+        masking: shadows
+        target: pixels
+        objective: {name: masked_prediction, width: 16, depth: 1, heads: 2}
+        train: {steps: 2, batch_size: 4, threads: 1}
+        """,
+    )
+    command = [sys.executable, "-m", "ussl.cli", "fit", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
+    environment = os.environ | {"PYTHONPATH": str(hello)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "vit, shadows, pixels" in done.stdout
+    assert "name: shadows" in (tmp_path / "run" / "recipe.yaml").read_text()
