@@ -49,10 +49,13 @@ def test_accumulation_of_a_contrastive_loss_is_refused_with_the_batch_it_would_c
 
 
 def test_a_hopeless_recipe_is_said_to_be_hopeless_with_what_to_try():
-    assert "hopeless" not in plan.outlook(1000, 10)
-    line = plan.outlook(400_000_000, 1.5)
+    assert "hopeless" not in plan.outlook(1000, 10, "cpu")
+    assert "hopeless" not in plan.outlook(400_000_000, 1000, "cuda")
+    assert "hopeless" in plan.outlook(400_000, 1.5, "cpu")
+    line = plan.outlook(400_000_000, 1.5, "cpu")
     assert "8.5 years" in line
     assert "hopeless on this machine" in line
+    assert "a GPU" in line
     assert "--train.steps" in line
 
 

@@ -9,7 +9,7 @@ import torch
 from ussl.logs import duration
 
 CPU_MICRO_BATCH = 32  # images; a ViT-B pre-training step at 224 px takes about 120 MB an image
-HOPELESS = 60 * 86_400  # seconds
+HOPELESS = {"cuda": 60 * 86_400, "cpu": 2 * 86_400}  # seconds
 
 
 def micro_batch(
@@ -70,13 +70,14 @@ def schedule(batch_size: int, devices: int, micro: int, peak: float, steps: int,
     ]
 
 
-def outlook(images: int, rate: float) -> str:
+def outlook(images: int, rate: float, device: str) -> str:
     """The line that says how long `images` take at `rate` images a second, and what to do where that is hopeless."""
     seconds = images / rate
     line = f"time      about {duration(seconds)} at {rate:,.3g} images/s (measured on one small step)"
-    if seconds > HOPELESS:
+    if seconds > HOPELESS[device]:
+        gpu = "" if device == "cuda" else "a GPU, "
         line += (
-            "\n          This is hopeless on this machine. Try a GPU, fewer steps (--train.steps 1000), "
+            f"\n          This is hopeless on this machine. Try {gpu}fewer steps (--train.steps 1000), "
             "a smaller network (--encoder.size tiny) or smaller images (--augmentation.size 112)."
         )
     return line

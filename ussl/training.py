@@ -116,7 +116,7 @@ class Training:
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
         peak, warmup = self.optimizer.peak, self.optimizer.warmup_steps(self.steps)
         yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows))
-        yield plan.outlook((self.steps - self.start) * batch, self.images_per_second())
+        yield plan.outlook((self.steps - self.start) * batch, self.images_per_second(), self.fabric.device.type)
 
     def images_per_second(self) -> float:
         """Of all devices together, from a small step done twice."""
