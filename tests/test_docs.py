@@ -69,3 +69,14 @@ def test_the_tutorials_part_is_under_20_lines_and_keeps_the_contract(write):
 def test_the_tutorials_package_is_the_example():
     (toml,) = blocks("toml")
     assert toml in (ROOT / "examples/ussl-hello/pyproject.toml").read_text()
+
+
+def test_every_setting_is_explained():
+    from dataclasses import fields
+
+    from ussl.layers import PARTS
+    from ussl.settings import Loader, Top, Train
+
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    for name in [*(item.name for cls in (Top, Train, Loader) for item in fields(cls)), *PARTS, "probes"]:
+        assert f"`{name}`" in text, name

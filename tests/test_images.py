@@ -318,9 +318,10 @@ def table(path, rows):
         with path.open("w", encoding="utf-8-sig", newline="") as file:
             csv.writer(file).writerows([[f" {name} " for name in rows[0]], *(row.values() for row in rows)])
     else:
-        import pandas as pd
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        pd.DataFrame(rows).to_parquet(path)
+        pq.write_table(pa.Table.from_pylist(rows), path)
     return path
 
 

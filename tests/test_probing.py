@@ -83,3 +83,8 @@ def test_a_resumed_run_keeps_its_baselines(run):
     (out / "encoder" / "model.safetensors").unlink()
     run("--resume")
     assert [r for r in read(out) if r.step <= 4] == first
+
+
+def test_epochs_between_probes_are_passes_over_the_data_however_long_the_schedule(run):
+    out = run("--train.steps", "3", "--train.epochs", "400")  # 1.5 passes
+    assert {r.step for r in read(out) if r.probe == "organ"} == {0, 3}

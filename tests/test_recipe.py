@@ -187,6 +187,9 @@ def test_null_removes_an_optional_part(make):
     assert recipe.resolved["head"] is None
     assert recipe.head(recipe.encoder()) is None
     assert list(recipe.probes()) == ["b"]
+    assert make(text, "--probes", "null").resolved["probes"] == {}
+    with pytest.raises(ValueError, match=r'did you mean "train\.batch_size"'):
+        make(text, "--batch_size", "3")
     with pytest.raises(ValueError, match="encoder: has no name; write encoder: NAME"):
         make(BASE, "--encoder", "null")
 

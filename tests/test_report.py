@@ -378,6 +378,13 @@ def test_a_probe_is_read_against_the_untrained_encoder_and_raw_pixels(tmp_path, 
     assert text in found[0][1]
 
 
+def test_an_encoder_that_has_hardly_begun_is_not_called_wrong(tmp_path):
+    probes = {"untrained": {"macro_f1": 0.5}, "trained": {"macro_f1": 0.4}}
+    run = make(tmp_path / "run", steps=10, probes=probes)
+    assert said(run)[-1][0] == "open"
+    assert health.headline(health.verdicts(folder.read(run))).level != "bad"
+
+
 def test_a_collapse_is_said_in_plain_words(tmp_path):
     collapsed = HEALTHY | {"relative_std": 0.001, "mean_cosine": 0.99999}
     found = said(make(tmp_path / "run", probes={"untrained": HEALTHY, "trained": collapsed}))

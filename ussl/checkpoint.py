@@ -44,7 +44,8 @@ def save(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise RunFailed(_unwritten(folder, step, error)) from error
-    for old in saved(folder)[keep:]:
+    same = [old for old in saved(folder) if step_of(old) == step and old != path]
+    for old in [*same, *[old for old in saved(folder) if old not in same][keep:]]:
         old.unlink()
     return path
 

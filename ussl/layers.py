@@ -199,7 +199,9 @@ def merge(base: Layer, layer: Layer) -> Layer:
     merged = dict(base)
     for key, new in layer.items():
         old = base.get(key)
-        if key == "probes":
+        if key == "probes" and new is None:
+            merged[key] = {}
+        elif key == "probes":
             merged[key] = (old or {}) | {name: _merge_part((old or {}).get(name), part) for name, part in new.items()}
         else:
             merged[key] = _merge_part(old, new) if key in PARTS else _deep(old, new)
@@ -209,8 +211,8 @@ def merge(base: Layer, layer: Layer) -> Layer:
 def _named(layer: Layer) -> Layer:
     """The layer with every part a mapping, or None for one that is taken away."""
     named = {key: _part(key, item) if key in PARTS else item for key, item in layer.items()}
-    if "probes" in named:
-        probes = _part("probes", named["probes"] or {}) or {}
+    if named.get("probes") is not None:
+        probes = _part("probes", named["probes"]) or {}
         named["probes"] = {name: _part(f"probes.{name}", probe) for name, probe in probes.items()}
     return named
 

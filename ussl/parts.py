@@ -315,7 +315,7 @@ class Optimizer(ABC):
 class Probe(ABC):
     """Measures, while training, whether the encoder learns. `__init__(self, source: Source, *, options)`.
 
-    The engine calls it on the weights that will be exported, every `every` epochs of the schedule, and once before
+    The engine calls it on the weights that will be exported, every `every` epochs of the data, and once before
     training on the untrained encoder and on raw pixels, so that every number has its baselines beside it.
     """
 

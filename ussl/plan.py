@@ -73,7 +73,7 @@ def schedule(batch_size: int, devices: int, micro: int, peak: float, steps: int,
 def outlook(images: int, rate: float, device: str) -> str:
     """The line that says how long `images` take at `rate` images a second, and what to do where that is hopeless."""
     seconds = images / rate
-    line = f"time      about {duration(seconds)} at {rate:,.3g} images/s (measured on one small step)"
+    line = f"time      about {duration(seconds)} at {rate:,.3g} images/s, a guess from trial steps"
     if seconds > HOPELESS[device]:
         gpu = "" if device == "cuda" else "a GPU, "
         line += (

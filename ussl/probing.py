@@ -34,7 +34,7 @@ class Probing:
             self._baselines()
 
     def due(self, done: int) -> list[str]:
-        """The probes that are due after `done` steps: every so many epochs of the schedule, and at the end."""
+        """The probes that are due after `done` steps: every so many passes over the data, and at the end."""
         return [name for name, probe in self.probes.items() if self._due(done, probe.every)]
 
     def measure(self, names: list[str], done: int) -> None:
@@ -61,9 +61,8 @@ class Probing:
                 self._measure(name, "teacher", teacher, 0)
 
     def _due(self, done: int, every: float) -> bool:
-        steps, epochs = self.training.steps, self.training.recipe.train.epochs
-        before, now = ((step / steps * epochs) / every for step in (done - 1, done))
-        return done == steps or math.floor(now + 1e-9) > math.floor(before + 1e-9)
+        before, now = (step / self.training.loader.steps_per_epoch / every for step in (done - 1, done))
+        return done == self.training.steps or math.floor(now + 1e-9) > math.floor(before + 1e-9)
 
     def _measure(self, name: str, what: str, encoder: Encoder, done: int) -> None:
         from ussl.evaluate.spread import verdict

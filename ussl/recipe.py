@@ -20,6 +20,7 @@ __all__ = ["Loader", "Recipe", "Train", "load"]
 
 OPTIONAL = {"head", "masking", "target"}
 TOP = [item.name for item in fields(Top)]
+SETTINGS: dict[str, type] = {"train": Train, "loader": Loader}
 KEYS = [*TOP, "train", "loader", *PARTS, "probes"]
 Settings = TypeVar("Settings", Train, Loader, Top)
 
@@ -46,7 +47,9 @@ def load(
     layer: Layer = reduce(merge, [*map(read, files), written])
     for key in layer:
         if key not in KEYS:
-            raise ValueError(f'no key "{key}" in a recipe{suggest(key, KEYS, ".")} Its keys: {", ".join(KEYS)}')
+            inside = [f"{part}.{key}" for part, cls in SETTINGS.items() if key in {item.name for item in fields(cls)}]
+            hint = f'; did you mean "{inside[0]}"?' if inside else suggest(key, KEYS, ".")
+            raise ValueError(f'no key "{key}" in a recipe{hint} Its keys: {", ".join(KEYS)}')
     if not trust and (where := _class_path(layer)):
         raise ValueError(f"{where}: class_path imports code; pass --trust if you trust this recipe")
     return Recipe(files[-1].stem, layer, host, trust)

@@ -107,10 +107,13 @@ class Training:
         """The lines printed before the first step."""
         resolved, batch, world = self.recipe.resolved, self.recipe.train.batch_size, self.fabric.world_size
         named = [k for k in ("encoder", "head", "masking", "target", "objective") if resolved.get(k)]
-        trained = sum(p.numel() for p in self.parameters) / 1e6
+        trained, encoder = (
+            sum(p.numel() for p in part.parameters() if p.requires_grad) / 1e6
+            for part in (self.method, self.method.student.encoder)
+        )
         yield from self.notes
         names = ", ".join(resolved[k].get("name") or resolved[k]["class_path"] for k in named)
-        yield f"method    {names}; {trained:.4g} M parameters trained"
+        yield f"method    {names}; {trained:.4g} M parameters trained, {encoder:.4g} M of them the encoder's"
         for weights in self.lineage():
             yield f"weights   {weights['name']}, licence {weights['licence']}, sha256 {weights['sha256'][:12]}"
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
@@ -119,12 +122,18 @@ class Training:
         yield plan.outlook((self.steps - self.start) * batch, self.images_per_second(), self.fabric.device.type)
 
     def images_per_second(self) -> float:
-        """Of all devices together, from a small step done twice."""
+        """Of all devices together, a guess from trial steps: a few images, and where that is quick a micro-batch."""
         count = self.micro if self.fabric.device.type == "cuda" else min(TRIAL, self.micro)
-        self.trial(count)
+        self.trial(count)  # the first is slower than all others
+        seconds = self._timed(count)
+        if count < self.micro and seconds < 1:
+            count, seconds = self.micro, min(self._timed(self.micro) for _ in range(2))
+        return count * self.fabric.world_size / seconds
+
+    def _timed(self, count: int) -> float:
         begun = time.perf_counter()
         self.trial(count)
-        return count * self.fabric.world_size / (time.perf_counter() - begun)
+        return time.perf_counter() - begun
 
     def trial(self, count: int) -> None:
         """A forward and backward pass of `count` images that leaves no trace."""

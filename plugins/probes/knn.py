@@ -34,7 +34,7 @@ class NearestNeighbours(Probe):
 
         Args:
             source: of the labelled pictures.
-            every: epochs between two runs.
+            every: passes over the training data between two runs.
             label: column of the labels; images without one are left out and counted.
             group: column of the patients; null when no patient has two images.
             k: neighbours that vote.

@@ -24,7 +24,7 @@ class Spread(Probe):
 
         Args:
             source: of the pictures.
-            every: epochs between two runs.
+            every: passes over the training data between two runs.
             size: side of the pictures in pixels; the encoder's own, else 224, by default.
             limit: at most so many images, drawn at random; all by default.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,7 +38,10 @@ class Verdict:
 
 def verdicts(run: Run) -> list[Verdict]:
     """All findings about a run, those about its training first."""
-    found = [_finite(run), _loss(run), _data(run), _collapse(run.probes), *_scores(run.probes)]
+    scores = list(_scores(run.probes))
+    if run.steps < ENOUGH:  # an encoder that has hardly begun cannot have failed
+        scores = [replace(score, level="open") for score in scores]
+    found = [_finite(run), _loss(run), _data(run), _collapse(run.probes), *scores]
     return [verdict for verdict in found if verdict is not None]
 
 
