@@ -89,7 +89,7 @@ class MapNetwork(TeacherNetwork):
         if stride not in strides:
             raise ValueError(f"this teacher has no map of stride {stride}; its strides are {sorted(set(strides))}")
         self.stage = len(strides) - 1 - strides[::-1].index(stride)
-        self.trunk: Any = trunk.to(memory_format=torch.channels_last)  # faster on CPU and on GPU
+        self.trunk: Any = trunk.to(memory_format=torch.channels_last)  # faster on CPU: benchmarks/teacher.py
         self.width = trunk.feature_info[self.stage]["num_chs"]
         self.patch = stride
         self.size = only_size(trunk)
