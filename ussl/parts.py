@@ -127,7 +127,13 @@ class Part(nn.Module):
 
 
 class Augmentation(Part, ABC):
-    """Turns a batch of canvases into views."""
+    """Turns a batch of canvases into views.
+
+    preprocess: what an encoder so trained must be given ever after, {"gaussian_blur": sigma in source pixels} or
+    nothing; it is exported with the encoder and done by whatever evaluates it.
+    """
+
+    preprocess: Mapping[str, float] = {}
 
     @abstractmethod
     def forward(self, batch: Batch, draws: Draws) -> list[View]:
@@ -142,6 +148,7 @@ class Encoder(Part, ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     accepts: frozenset[str]  # of Mask.how; empty = cannot mask
+    preprocess: Mapping[str, float] = {}  # what pictures undergo before they are given, set by the engine
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -197,18 +204,24 @@ class Student(Part):
 
     def forward(self, views: list[View], masks: list[Mask | None]) -> list[Tokens]:
         """One Tokens a view, in the order of the views."""
+        return self.through(views, masks)[1]
+
+    def through(self, views: list[View], masks: list[Mask | None]) -> tuple[list[Tokens], list[Tokens]]:
+        """The encoder's tokens of every view, and what the head makes of them (the same where there is no head)."""
         groups: dict[Any, list[int]] = {}
         for i, (view, mask) in enumerate(zip(views, masks, strict=True)):
             alike = (view.image.shape, _form(mask)) if self.joined else i
             groups.setdefault(alike, []).append(i)
+        encoded: dict[int, Tokens] = {}
         outputs: dict[int, Tokens] = {}
         for members in groups.values():
             image = torch.cat([views[i].image for i in members]) if len(members) > 1 else views[members[0]].image
             tokens = self.encoder(image, _join([masks[i] for i in members]))
+            encoded.update(zip(members, _split(tokens, len(members)), strict=True))
             if self.head is not None:
                 tokens = self.head(tokens)
             outputs.update(zip(members, _split(tokens, len(members)), strict=True))
-        return [outputs[i] for i in range(len(views))]
+        return [encoded[i] for i in range(len(views))], [outputs[i] for i in range(len(views))]
 
 
 def _form(mask: Mask | None) -> Any:
@@ -263,6 +276,7 @@ class Objective(Part, ABC):
     """The loss, with its decoder or predictor. `__init__(self, student, target, *, options)`."""
 
     additive: bool = False  # the loss is a mean over images: accumulation is exact
+    chance: float | None = None  # the loss of a network that has learned nothing, where known; after a first forward
 
     @abstractmethod
     def forward(
@@ -336,3 +350,7 @@ class Initialization(ABC):
     @abstractmethod
     def state(self, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         """The encoder's tensors under timm's names."""
+
+    def licence(self, checkpoint: Mapping[str, Any]) -> str | None:
+        """Under which licence the publishers of this format released its weights; None = not known."""
+        return None

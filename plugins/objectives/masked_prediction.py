@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Objective, Student, Target, Tokens
 from ussl.positions import sincos
+from ussl.precision import precise
 
 
 class MaskedPrediction(Objective):
@@ -83,8 +84,8 @@ class MaskedPrediction(Objective):
     def _view(self, seen: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor, Tensor]:
         _check_view(seen, target, mask, self.on)
         predicted, where = self.decode(seen, mask)
-        predicted = _precise(predicted)
-        wanted = _at(_precise(target.patches).expand(-1, where.shape[1], -1, -1), where)  # (B, K, A, C)
+        predicted = precise(predicted)
+        wanted = _at(precise(target.patches).expand(-1, where.shape[1], -1, -1), where)  # (B, K, A, C)
         return self._distance(predicted, wanted).mean(), _spread(wanted), _spread(predicted)
 
     def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
@@ -160,11 +161,6 @@ def _last_tokens(block: Any, count: int, x: Tensor) -> Tensor:
 def _at(tokens: Tensor, where: Tensor) -> Tensor:
     """(B, K, A, C) of tokens (B, K, N, C) at positions (B, K, A)."""
     return tokens.gather(2, where[..., None].expand(-1, -1, -1, tokens.shape[-1]))
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least fp32: half precision would round the loss."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _spread(tokens: Tensor) -> Tensor:
