@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ussl import health
 from ussl.parts import Augmentation, Batch, Draws, Mask, Masking, Objective, Part, Student, Target, View
 
 
@@ -37,8 +38,8 @@ class Method(nn.Module):
             views = self.augmentation(batch, draws)
             masks = [self.hide(view, draws.view(i)) for i, view in enumerate(views)]
         targets = [None] * len(views) if self.target is None else self.target(views)
-        outputs = self.student(views, masks)
-        return self.objective(outputs, targets, masks)
+        encoded, outputs = self.student.through(views, masks)
+        return health.signs(encoded, targets) | self.objective(outputs, targets, masks)
 
     def hide(self, view: View, draws: Draws) -> Mask | None:
         """The mask of a view; None = it stays whole."""

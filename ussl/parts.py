@@ -261,7 +261,11 @@ class Target(Part, ABC):
     """What the student is to predict, from `view.clean`, without gradient. `__init__(self, student, *, options)`."""
 
     width: int
-    teacher: Student | None = None  # an EMA copy of the student, for `export: teacher`
+    teacher: Student | None  # an EMA copy of the student, for `export: teacher`; None unless the class sets it
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("teacher", None)
 
     @abstractmethod
     def forward(self, views: list[View]) -> list[Tokens | None]:

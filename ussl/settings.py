@@ -30,13 +30,14 @@ class Train:
     devices: int | Literal["auto"] = "auto"  # in each node
     num_nodes: int = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False
     threads: int | None = None  # of the CPU; null: torch's choice
     save_every: int = 500  # optimiser steps between checkpoints
     keep: int = 3  # checkpoints
     max_refused: int = 5  # non-finite steps in a row before the run stops
+    stop_on_collapse: bool = False  # end a run that has collapsed, or is stuck at its method's chance level
 
     def __post_init__(self) -> None:
         _within(self, 1, math.inf, "steps", "batch_size", "micro_batch", "devices", "num_nodes", "threads")

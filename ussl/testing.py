@@ -164,7 +164,7 @@ def check_objective(
         options: of the class.
     """
     student = tiny_student() if student is None else student
-    given = target(student)
+    given = _built("target", target, (student,), {})
     part = _built("objective", objective, (student, given), options)
     for one in (student, given, part):
         one.before_step(START)

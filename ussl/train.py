@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ussl import checkpoint, plan, run
 from ussl.errors import RunFailed
+from ussl.health import Watch
 from ussl.launch import Interruption, launch, peak_memory, together
 from ussl.logs import Clock, Metrics, duration
 from ussl.parts import Batch, Progress
@@ -83,6 +84,7 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
     train, first, done = training.recipe.train, training.fabric.is_global_zero, training.start
     probing = Probing(training, out)
     probing.begin()
+    watch = Watch(training.optimizer.warmup_steps(training.steps))
     clock = Clock()
     batches = clock.waiting(training.loader.batches(training.start, training.steps))
     interruption.training = True
@@ -103,14 +105,32 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
             bar.update()
             if metrics is not None:
                 metrics.write(done, values)
-            due = probing.due(done)
-            if stop or due or done % train.save_every == 0 or done == training.steps:
+            due, ill = probing.due(done), watch.see(done, values)
+            if (
+                stop
+                or due
+                or done % train.save_every == 0
+                or done == training.steps
+                or (ill and train.stop_on_collapse)
+            ):
                 save(training, out, done)  # first: a probe may take long, or fail
+            if ill:
+                tell(training, done, ill)
             if stop and done < training.steps:
                 break
             probing.measure(due, done)
             clock.resume()
     return done, clock
+
+
+def tell(training: Training, done: int, ill: str) -> None:
+    """Say that a run is not learning; RunFailed where the recipe wants it to end so."""
+    training.fabric.print(f"\nhealth    after {done} steps: {ill}")
+    if training.recipe.train.stop_on_collapse:
+        raise RunFailed(
+            f"train.stop_on_collapse: {ill}. A checkpoint of step {done} is there; lower "
+            f"optimizer.base_learning_rate, lengthen its warm-up, or see the method's own settings"
+        )
 
 
 def step_or_save(
@@ -176,7 +196,9 @@ def update(
         training.put_back(buffers)
         refuse(training, out, step, values)
     epoch = (step + 1) / training.loader.steps_per_epoch  # of the data, where at.epoch is the schedule's
-    return {"epoch": epoch, "learning_rate": training.update.param_groups[0]["lr"], **values}
+    chance = training.method.objective.chance
+    known = {} if chance is None else {"chance": chance}
+    return {"epoch": epoch, "learning_rate": training.update.param_groups[0]["lr"], **known, **values}
 
 
 def fetch(training: Training, batches: Iterator[Any]) -> tuple[Batch, str]:

@@ -58,7 +58,10 @@ class Training:
 
     def lineage(self) -> list[dict[str, Any]]:
         """The pretrained weights in use."""
-        return [weights for part in self.parts for weights in part.lineage()]
+        found = [weights for part in self.parts for weights in part.lineage()]
+        return [
+            weights for i, weights in enumerate(found) if weights not in found[:i]
+        ]  # a teacher copies its student's
 
     def state(self, done: int) -> dict[str, Any]:
         """What a checkpoint holds after `done` steps."""
@@ -72,6 +75,7 @@ class Training:
             "method": self.method.state_dict(),
             "optimizer": self.update.state_dict(),
             "ema": None if self.ema is None else self.ema.average,
+            "weights": self.lineage(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -220,9 +224,11 @@ def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
     """The method in training mode, and what the encoder's initialisation had to say."""
     encoder = recipe.encoder()
     notes = encoder.initialize(recipe.formats()) if fresh else []
+    augmentation = recipe.augmentation()
+    encoder.preprocess = dict(augmentation.preprocess)
     student = Student(encoder, recipe.head(encoder), recipe.joined)
     target = recipe.target(student)
-    method = Method(recipe.augmentation(), student, recipe.masking(), target, recipe.objective(student, target))
+    method = Method(augmentation, student, recipe.masking(), target, recipe.objective(student, target))
     if recipe.train.activation_checkpointing:
         able = [part for part in method.parts() if part.can_recompute]
         if not able:

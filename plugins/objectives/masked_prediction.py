@@ -70,23 +70,31 @@ class MaskedPrediction(Objective):
     def forward(
         self, outputs: list[Tokens], targets: list[Tokens | None], masks: list[Mask | None]
     ) -> dict[str, Tensor]:
-        """{"loss", "target_std", "prediction_std"}, means over the views that have a target.
+        """{"loss", "chance", "target_std", "prediction_std"}, means over the views that have a target.
 
-        The deviations are over tokens, averaged over channels: at 0 nothing is left to tell patches apart by.
+        chance is the loss of predicting the same everywhere, the mean of the targets. The deviations are over tokens,
+        averaged over channels: at 0 nothing is left to tell patches apart by.
         """
         views = zip(outputs, targets, masks, strict=True)
         results = [self._view(output, target, mask) for output, target, mask in views if target is not None]
         if not results:
             raise ValueError("masked_prediction needs a target for at least one view")
-        loss, target_std, prediction_std = (torch.stack(values).mean() for values in zip(*results, strict=True))
-        return {"loss": loss, "target_std": target_std, "prediction_std": prediction_std}
+        names = ("loss", "chance", "target_std", "prediction_std")
+        return {
+            name: torch.stack(values).mean() for name, values in zip(names, zip(*results, strict=True), strict=True)
+        }
 
-    def _view(self, seen: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _view(self, seen: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, ...]:
         _check_view(seen, target, mask, self.on)
         predicted, where = self.decode(seen, mask)
         predicted = precise(predicted)
         wanted = _at(precise(target.patches).expand(-1, where.shape[1], -1, -1), where)  # (B, K, A, C)
-        return self._distance(predicted, wanted).mean(), _spread(wanted), _spread(predicted)
+        return self._distance(predicted, wanted).mean(), self._chance(wanted), _spread(wanted), _spread(predicted)
+
+    def _chance(self, wanted: Tensor) -> Tensor:
+        """The loss of one prediction for all: the mean target, of directions where these alone count."""
+        alike = F.normalize(wanted, dim=-1) if self.loss == "cosine" else wanted
+        return self._distance(alike.mean((0, 1, 2)).expand_as(wanted), wanted).mean()
 
     def _distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         """(B, K, A) loss of each token; every row has as many, so their mean is MAE's sum(L mask) / sum(mask)."""
