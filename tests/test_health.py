@@ -10,8 +10,9 @@ from PIL import Image
 
 from ussl import checkpoint
 from ussl.cli import main
-from ussl.health import WINDOW, Watch, signs, verdict
+from ussl.health import WINDOW, Watch, verdict
 from ussl.parts import Tokens
+from ussl.signs import signs
 
 RECIPE = """
 augmentation: {name: crop, size: 16}

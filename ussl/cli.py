@@ -184,14 +184,14 @@ def _add_recipes(commands: Any) -> None:
 
 
 def recipes(args: argparse.Namespace) -> int:
-    """`ussl recipes`: the shipped recipes, each with the first comment line of its file."""
-    from ussl.layers import shipped
+    """`ussl recipes`: the shipped recipes with their method and paper, from the comments their files begin with."""
+    from ussl.layers import headings, shipped
 
-    listed = [
-        {"name": name, "title": path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")}
-        for name, path in shipped().items()
-    ]
-    print(json.dumps({"recipes": listed}, indent=2)) if args.json else _table(listed)
+    listed = [{"name": name, **headings(path)} for name, path in shipped().items()]
+    if args.json:
+        print(json.dumps({"recipes": listed}, indent=2))
+        return 0
+    _table([{key: recipe[key] for key in ("name", "method", "paper")} for recipe in listed])
     return 0
 
 

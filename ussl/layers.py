@@ -97,9 +97,17 @@ def to_yaml(layer: Layer) -> str:
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that came with ussl, by the name `--recipe` takes."""
+    """The recipes that came with ussl, by the name `--recipe` takes; a file with an underscore is a part of others."""
     root = Path(str(resources.files("ussl_recipes")))
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    files = (path for path in sorted(root.rglob("*.yaml")) if not path.name.startswith("_"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in files}
+
+
+def headings(path: Path) -> dict[str, str]:
+    """What the first comments of a recipe say: its method and title (`# METHOD: what it does`), its paper."""
+    comments = [line.lstrip("# ").rstrip() for line in path.read_text(encoding="utf-8").split("\n\n")[0].split("\n")]
+    said = dict(line.split(None, 1) for line in comments[1:] if " " in line)
+    return {"method": comments[0].partition(":")[0], "title": comments[0], "paper": said.get("paper", "")}
 
 
 def find(name: str | Path, folder: str | Path = ".") -> Path:

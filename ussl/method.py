@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ussl import health
 from ussl.parts import Augmentation, Batch, Draws, Mask, Masking, Objective, Part, Student, Target, View
+from ussl.signs import signs
 
 
 class Method(nn.Module):
@@ -39,7 +39,7 @@ class Method(nn.Module):
             masks = [self.hide(view, draws.view(i)) for i, view in enumerate(views)]
         targets = [None] * len(views) if self.target is None else self.target(views)
         encoded, outputs = self.student.through(views, masks)
-        return health.signs(encoded, targets) | self.objective(outputs, targets, masks)
+        return signs(encoded, targets) | self.objective(outputs, targets, masks)
 
     def hide(self, view: View, draws: Draws) -> Mask | None:
         """The mask of a view; None = it stays whole."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ussl import checkpoint, plan, run
 from ussl.errors import RunFailed
-from ussl.health import Watch
+from ussl.health import REMEDY, Watch
 from ussl.launch import Interruption, launch, peak_memory, together
 from ussl.logs import Clock, Metrics, duration
 from ussl.parts import Batch, Progress
@@ -127,10 +127,7 @@ def tell(training: Training, done: int, ill: str) -> None:
     """Say that a run is not learning; RunFailed where the recipe wants it to end so."""
     training.fabric.print(f"\nhealth    after {done} steps: {ill}")
     if training.recipe.train.stop_on_collapse:
-        raise RunFailed(
-            f"train.stop_on_collapse: {ill}. A checkpoint of step {done} is there; lower "
-            f"optimizer.base_learning_rate, lengthen its warm-up, or see the method's own settings"
-        )
+        raise RunFailed(f"train.stop_on_collapse: {ill}. A checkpoint of step {done} is there. {REMEDY}")
 
 
 def step_or_save(

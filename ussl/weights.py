@@ -252,17 +252,40 @@ def _filename(config: Any) -> str:
     return config.hf_hub_filename or "model.safetensors"
 
 
-def origin(init: str | Path) -> dict[str, Any]:
-    """Name, source, sha256 and licence of the weights that `init` names, without the hub; None = not known here."""
+def origin(init: str | Path, formats: Mapping[str, type[Initialization]] | None = None) -> dict[str, Any]:
+    """Name, source, sha256 and licence of the weights that `init` names, without the hub; None = not known here.
+
+    The licence is what timm or the config.json beside the file says, else that of the checkpoint's format.
+    """
     config = timm_config(str(init))
     if config is None:
         file: Path | None = locate(init)
-        source, licence = str(file), beside(init).get("pretrained_cfg", {}).get("license")
+        source, licence = str(file), _licence(init, formats)
     else:
         file = cached(config.hf_hub_id, _filename(config)) if config.hf_hub_id else None
         source, licence = f"https://huggingface.co/{config.hf_hub_id}", config.license
     sha256 = digest(file) if file is not None and file.is_file() else None
     return {"name": str(init), "source": source, "sha256": sha256, "licence": licence}
+
+
+def _licence(init: str | Path, formats: Mapping[str, type[Initialization]] | None) -> str | None:
+    config = beside(init)
+    said = config.get("pretrained_cfg", {}).get("license")
+    if said or "ussl" in config:  # weights trained here have the licences of their ancestors
+        return said
+    return _known(init, formats).licence if locate(init).is_file() else None
+
+
+def lineage(init: str | Path, formats: Mapping[str, type[Initialization]] | None = None) -> list[dict[str, Any]]:
+    """The weights that `init` names, as `origin` describes them, and before what those were trained from.
+
+    Where `init` is a run or an encoder folder, or a file in one, the entries that its config.json holds follow.
+    formats: the checkpoint formats on offer; None = those of the installed plugins.
+    """
+    entries = [origin(init, formats)]
+    if timm_config(str(init)) is None:
+        entries += beside(init).get("ussl", {}).get("weights", [])
+    return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
 
 def normalisation(init: str | Path | None) -> Statistics:

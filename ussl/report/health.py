@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ussl.health import REMEDY, WINDOW, verdict
 from ussl.report.charts import running_mean
 from ussl.report.folder import Run
 from ussl.report.probes import RAW, TRAINED, UNTRAINED, Measurement, scored
@@ -41,7 +42,7 @@ def verdicts(run: Run) -> list[Verdict]:
     scores = list(_scores(run.probes))
     if run.steps < ENOUGH:  # an encoder that has hardly begun cannot have failed
         scores = [replace(score, level="open") for score in scores]
-    found = [_finite(run), _loss(run), _data(run), _collapse(run.probes), *scores]
+    found = [_finite(run), _loss(run), _learning(run), _data(run), _collapse(run.probes), *scores]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -103,6 +104,21 @@ def _rose(run: Run, span: str) -> Verdict:
     return Verdict("bad", f"The loss rose {span}.", "Lower optimizer.base_learning_rate, or lengthen its warm-up.")
 
 
+def _learning(run: Run) -> Verdict | None:
+    """What the numbers of the last steps say of a collapse, or of a loss that stays at chance."""
+    if run.steps < ENOUGH or "feature_spread" not in run.metrics:
+        return None
+    last = {name: float(column[-WINDOW:].mean()) for name, column in run.metrics.items()}
+    if ill := verdict(last):
+        return Verdict(
+            "bad", f"The training has {ill}." if ill.startswith("coll") else f"The training is {ill}.", REMEDY
+        )
+    told = f"features differ (spread {number(last['feature_spread'])} of 1, rank {number(last['feature_rank'])})"
+    if "chance" in last:
+        told += f"; the loss is {percent(last['loss'] / last['chance'])} of its chance level {number(last['chance'])}"
+    return Verdict("good", f"While training, {told}.")
+
+
 def _data(run: Run) -> Verdict | None:
     """How long training waited for pictures; the first step, in which readers start, is left out of a longer run."""
     share = waiting(run)
@@ -137,9 +153,9 @@ def _collapse(measured: list[Measurement]) -> Verdict | None:
         numbers = {name: value for (p, name, encoder), value in last.items() if (p, encoder) == (probe, TRAINED)}
         if not numbers.keys() >= SPREAD:
             continue
-        from ussl.evaluate.spread import verdict
+        from ussl.evaluate.spread import verdict as spread_verdict
 
-        if collapse := verdict(numbers):
+        if collapse := spread_verdict(numbers):
             return Verdict("bad", f"The encoder has {collapse}.", "Lower optimizer.base_learning_rate.")
         before = last.get((probe, DIRECTIONS, UNTRAINED))
         told = f" (untrained {number(before)})" if before is not None else ""
