@@ -304,6 +304,28 @@ def test_the_loss_is_judged_by_its_ends(tmp_path, loss, level, text):
     assert text in found[1][1]
 
 
+@pytest.mark.parametrize(
+    ("signs", "level", "text"),
+    [
+        (
+            {"feature_spread": 0.3, "feature_rank": 4.0, "chance": 5.0},
+            "good",
+            "features differ (spread 0.3 of 1, rank 4)",
+        ),
+        (
+            {"feature_spread": 0.001, "feature_rank": 4.0},
+            "bad",
+            "collapsed: every image gets almost the same features",
+        ),
+        ({"feature_spread": 0.3, "feature_rank": 4.0, "chance": 0.5}, "bad", "stuck: the loss 1"),
+    ],
+)
+def test_the_signs_of_the_last_steps_are_said_in_words(tmp_path, signs, level, text):
+    columns = {name: [value] * 60 for name, value in signs.items()}
+    found = said(make(tmp_path / "run", steps=60, loss=[1.0] * 60, scalars=columns))
+    assert any(one == level and text in words for one, words in found)
+
+
 def test_a_rising_loss_with_a_moving_teacher_is_left_to_the_probes(tmp_path):
     recipe = RECIPE.replace("name: pixels, norm: true", "name: ema_teacher")
     found = said(make(tmp_path / "run", steps=60, loss=[1 + i / 60 for i in range(60)], recipe=recipe))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ussl.parts import Encoder, Mask, Part, Progress, Student, Target, Tokens, View
+from ussl.precision import precise
 
 Layer = Literal["last"] | int | list[int]
 Point = Literal["post_norm", "pre_norm", "projected"]
@@ -177,8 +178,8 @@ class FrozenTeacher(Target):
         grid = self._student[0].grid(view.image.shape[-2], view.image.shape[-1])
         image = resize(view.clean, self._picture_size(view.clean, grid))
         cls, patches, own = self.network((image.expand(-1, 3, -1, -1) - self.mean) / self.std)
-        patches = _move(patches.float(), own, grid)
-        pooled = None if cls is None else self._normalise(cls.float()[:, None])
+        patches = _move(precise(patches), own, grid)
+        pooled = None if cls is None else self._normalise(precise(cls)[:, None])
         patches = self._normalise(patches) if self.whitening is None else self.whitening(patches)
         return Tokens(pooled, patches[:, None], None, grid)
 
@@ -248,7 +249,7 @@ class Whitening(Part):
             x = tokens.detach().flatten(0, -2).double()
             sums = torch.cat([x.new_full((1,), len(x)), x.sum(0), x.square().sum(0)])
             self._gathered = sums if self._gathered is None else self._gathered + sums
-        return (tokens - self.mean.float()) * self.variance.clamp(min=1e-6).rsqrt().float()
+        return (tokens - self.mean.to(tokens.dtype)) * self.variance.clamp(min=1e-6).rsqrt().to(tokens.dtype)
 
     def before_step(self, at: Progress) -> None:
         """Forget what a refused step gathered."""
@@ -274,7 +275,7 @@ class Whitening(Part):
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Pictures (B, C, h, w) in [0, 1] at another size by antialiased bicubic; as they are when the size is theirs."""
-    image = image.float()
+    image = precise(image)
     if tuple(image.shape[-2:]) == size:
         return image
     return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
