@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import time
 
 import huggingface_hub
@@ -50,6 +51,18 @@ def test_a_checkpoint_that_holds_its_arguments_is_read(tmp_path):
     checkpoint = weights.read(tmp_path / "mae.pth")
     assert torch.equal(checkpoint["model"]["cls_token"], state()["cls_token"])
     assert checkpoint["args"].lr == 1e-3
+
+
+def test_a_path_among_the_arguments_is_read(tmp_path):
+    torch.save({"model": state(), "args": argparse.Namespace(output_dir=tmp_path)}, tmp_path / "mae.pth")
+    assert weights.read(tmp_path / "mae.pth")["args"].output_dir == tmp_path
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_left_on_the_disk_are_the_same(tmp_path, zipped):
+    torch.save(state(), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = weights.read(tmp_path / "w.pth", mapped=True)
+    assert weights.state_digest(found) == weights.state_digest(state())
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
@@ -142,6 +155,46 @@ def test_an_unknown_format_is_refused_with_its_keys():
         weights.recognise({"conv1": torch.zeros(1)}, "w.pth", FORMATS)
 
 
+def test_an_unknown_format_is_refused_with_the_keys_inside_it():
+    nested = {"epoch": 3, "checkpoint": {"trunk.a": torch.zeros(1), "trunk.b": torch.zeros(1), "c": torch.zeros(1)}}
+    with pytest.raises(ValueError, match=r"keys are epoch, checkpoint \(trunk.a, trunk.b and 1 more\): save the enc"):
+        weights.recognise(nested, "w.pth", FORMATS)
+
+
+def test_what_a_format_cannot_use_is_refused_with_the_name_of_the_file():
+    class Refusing(VisionTransformerFormat):
+        def state(self, checkpoint):
+            raise ValueError("too wide")
+
+    with pytest.raises(ValueError, match=r"^w.pth: too wide$"):
+        weights.recognise(state(), "w.pth", {"refusing": Refusing})
+
+
+def test_a_folder_of_timms_is_taken_as_it_is_where_no_format_knows_it(tmp_path):
+    save_file({"stem.0.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "convnext_tiny"}')
+    name, found = weights.recognise(weights.read(tmp_path), str(tmp_path), FORMATS)
+    assert (name, found.keys()) == ("timm", {"stem.0.weight"})
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "found"),
+    [
+        ({"a.b": 1, "c": 2}, {"a.b": 1, "c": 2}),
+        ({"module.model.a.b": 1, "module.model.c": 2, "module.d": 3}, {"a.b": 1, "c": 2}),
+        ({"epoch": 9, "model": {"a.b": 1}}, {"a.b": 1}),
+        ({"model": "name", "state_dict": {"encoder.a.b": 1}}, {"a.b": 1}),
+        ({"model": {"a.b": 1}, "ema_state_dict": {"a.b": 2}}, {"a.b": 2}),
+        ({"model": {"a.b": 1}, "ema_state_dict": {"decay": 2}}, {"a.b": 1}),
+        ({"momentum_encoder.a.b": 1}, {}),
+        ({"decoder_a.b": 1}, {}),
+        ({3: 1, "other": 2}, {}),
+    ],
+)
+def test_an_encoder_is_taken_out_of_what_holds_it(checkpoint, found):
+    assert weights.unwrapped(checkpoint, "a.b") == found
+
+
 def test_a_checkpoint_of_two_formats_is_refused():
     with pytest.raises(ValueError, match="recognised by a and b: turn one off with USSL_DISABLE_PLUGINS"):
         weights.recognise(state(), "w.pth", {"b": VisionTransformerFormat, "a": VisionTransformerFormat})
@@ -178,6 +231,32 @@ def test_too_little_that_fits_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match=r"only 1 of 2 tensors match, below init_matched 0.9; missing: bias; unexpec"):
         weights.match(module, {"weight": torch.ones(2, 2), "other": torch.ones(1)}, 0.9, "w.pth")
     assert weights.state_digest(module.state_dict()) == before
+
+
+def test_a_resnet_for_a_transformer_is_refused_with_the_encoder_to_write():
+    resnet = {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1), "layer1.0.conv3.weight": state}
+    resnet |= {f"layer3.{i}.conv1.weight": torch.ones(1) for i in range(23)}
+    vit = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"attn": nn.ModuleDict({"qkv": nn.Linear(1, 1)})})])})
+    with pytest.raises(
+        ValueError, match=r"holds a ResNet, this is a ViT: write encoder: {name: timm, model: resnet101"
+    ):
+        weights.match(vit, resnet, 0.9, "w.pth")
+    with pytest.raises(ValueError, match=r"holds a ViT, this is a ResNet: write encoder: {name: vit}; missing: "):
+        weights.match(
+            nn.ModuleDict({"layer1": nn.ModuleList([nn.ModuleDict({"conv1": nn.Linear(1, 1)})])}),
+            vit.state_dict(),
+            0.9,
+            "w.pth",
+        )
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("norm", "fc_norm"), ("fc_norm", "norm")])
+def test_a_final_norm_that_stands_elsewhere_is_said_to_begin_anew(theirs, ours):
+    module = nn.ModuleDict({ours: nn.LayerNorm(2), "body": nn.Linear(2, 2)})
+    given = {f"{theirs}.weight": torch.ones(2), f"{theirs}.bias": torch.ones(2)}
+    given |= {f"body.{name}": tensor for name, tensor in module["body"].state_dict().items()}
+    lines = weights.match(module, given, 0.5, "w.pth").lines()
+    assert lines[-1].startswith(f"{ours} begins anew: ")
 
 
 @pytest.fixture
@@ -217,3 +296,71 @@ def test_a_file_that_was_downloaded_before_needs_no_hub(hub):
 def test_timm_weights_that_are_not_on_the_hub_are_refused():
     with pytest.raises(ValueError, match="timm has no pretrained weights 'vit_large_patch14_224' on the hub"):
         weights.timm_model("vit_large_patch14_224", "encoder.init")
+
+
+class Known(VisionTransformerFormat):
+    """A format whose weights have a licence and a normalisation."""
+
+    def licence(self, checkpoint):
+        return "CC-BY-NC 4.0"
+
+    def statistics(self, checkpoint):
+        return (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+
+
+def test_weights_have_the_licence_and_the_normalisation_of_their_format(tmp_path):
+    torch.save(state(), tmp_path / "w.pth")
+    digest = weights.digest(tmp_path / "w.pth")
+    entry = {"name": str(tmp_path / "w.pth"), "source": str(tmp_path / "w.pth"), "sha256": digest}
+    assert weights.lineage(tmp_path / "w.pth", {"known": Known}) == [{**entry, "licence": "CC-BY-NC 4.0"}]
+    assert weights.lineage(tmp_path / "w.pth", FORMATS) == [{**entry, "licence": None}]
+    assert weights.normalisation(tmp_path / "w.pth", {"known": Known}) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert weights.normalisation(tmp_path / "w.pth", FORMATS) == weights.IMAGENET
+
+
+def test_what_lies_beside_weights_is_believed_before_their_format(tmp_path):
+    torch.save(state(), tmp_path / "w.pth")
+    said = {"license": "mit", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": said}))
+    assert weights.lineage(tmp_path / "w.pth", {"known": Known})[0]["licence"] == "mit"
+    assert weights.normalisation(tmp_path / "w.pth", {"known": Known}) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def test_weights_of_no_format_or_of_two_have_no_licence(tmp_path):
+    torch.save(state(), tmp_path / "w.pth")
+    for formats in ({}, {"a": Known, "b": Known}):
+        assert weights.lineage(tmp_path / "w.pth", formats)[0]["licence"] is None
+        assert weights.normalisation(tmp_path / "w.pth", formats) == weights.IMAGENET
+
+
+def test_a_file_is_looked_into_once_until_it_changes(tmp_path, monkeypatch):
+    read, seen = weights.read, []
+    monkeypatch.setattr(weights, "read", lambda path, mapped=False: seen.append(path) or read(path, mapped))
+    torch.save(state(), tmp_path / "w.pth")
+    for _ in range(3):
+        weights.lineage(tmp_path / "w.pth", {"known": Known})
+        weights.normalisation(tmp_path / "w.pth", {"known": Known})
+    assert len(seen) == 1
+    torch.save({"something": torch.ones(9)}, tmp_path / "w.pth")
+    assert weights.normalisation(tmp_path / "w.pth", {"known": Known}) == weights.IMAGENET
+    assert len(seen) == 2
+
+
+def test_what_was_trained_from_weights_inherits_their_licence(tmp_path):
+    mae = {"name": "mae.pth", "source": "mae.pth", "sha256": "0" * 64, "licence": "CC-BY-NC 4.0"}
+    teacher = {"name": "teacher", "source": "hub", "sha256": "1" * 64, "licence": "MIT"}
+    encoder = tmp_path / "run" / "encoder"
+    encoder.mkdir(parents=True)
+    save_file(state(), encoder / "model.safetensors")
+    (encoder / "config.json").write_text(json.dumps({"ussl": {"weights": [mae, teacher, mae]}}))
+    for init in (tmp_path / "run", encoder, encoder / "model.safetensors"):
+        own, *ancestors = weights.lineage(init, {"known": Known})
+        assert own["sha256"] == weights.digest(encoder / "model.safetensors")
+        assert own["licence"] is None  # that of its ancestors
+        assert ancestors == [mae, teacher]
+
+
+def test_the_lineage_of_a_timm_name_is_one_entry(hub):
+    (entry,) = weights.lineage("vit_base_patch16_224.mae")
+    assert entry["licence"] == "cc-by-nc-4.0"
+    assert entry["source"] == "https://huggingface.co/timm/vit_base_patch16_224.mae"

@@ -358,3 +358,7 @@ class Initialization(ABC):
     def licence(self, checkpoint: Mapping[str, Any]) -> str | None:
         """Under which licence the publishers of this format released its weights; None = not known."""
         return None
+
+    def statistics(self, checkpoint: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std by channel of the images in [0, 1] that the weights were trained on; None = not known."""
+        return None

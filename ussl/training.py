@@ -119,7 +119,8 @@ class Training:
         names = ", ".join(resolved[k].get("name") or resolved[k]["class_path"] for k in named)
         yield f"method    {names}; {trained:.4g} M parameters trained, {encoder:.4g} M of them the encoder's"
         for weights in self.lineage():
-            yield f"weights   {weights['name']}, licence {weights['licence']}, sha256 {weights['sha256'][:12]}"
+            known = {key: weights[key] or "not known" for key in ("licence", "sha256")}
+            yield f"weights   {weights['name']}, licence {known['licence']}, sha256 {known['sha256'][:12]}"
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
         peak, warmup = self.optimizer.peak, self.optimizer.warmup_steps(self.steps)
         yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows))

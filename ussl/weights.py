@@ -1,119 +1,76 @@
-"""Pretrained weights: read safely, found on the hub, recognised, matched to a network and named by digest."""
+"""Pretrained weights: what a file's format tells of it, and what timm, its hub and runs of ussl hold."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import hashlib
-import json
-import pickle
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ussl.matching import Report, few, match
 from ussl.parts import Initialization
+from ussl.reading import beside, digest, line, locate, read, state_digest
+
+__all__ = [
+    "CONTAINERS",
+    "IMAGENET",
+    "WRAPPERS",
+    "Report",
+    "Statistics",
+    "beside",
+    "cached",
+    "digest",
+    "from_hub",
+    "lineage",
+    "locate",
+    "match",
+    "normalisation",
+    "origin",
+    "read",
+    "recognise",
+    "state_digest",
+    "timm_config",
+    "timm_model",
+    "unwrapped",
+]
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_IN_FOLDERS = ("encoder/model.safetensors", "model.safetensors", "pytorch_model.bin")
+CONTAINERS = (  # entries that hold a network's tensors, in order of preference: averaged weights are better
+    *("ema_state_dict", "state_dict_ema", "model_ema", "state_dict", "model", "module", "model_state_dict"),
+)
+WRAPPERS = frozenset({"module", "model", "net", "encoder", "backbone", "_orig_mod"})  # names put before an encoder's
 
 
-def locate(path: str | Path) -> Path:
-    """The weight file that `path` means: itself, or the file in an encoder, run or hub folder. ValueError = none."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    for name in _IN_FOLDERS:
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(f"{path} holds no weights: a run or encoder folder has {' or '.join(_IN_FOLDERS[:2])}")
+def unwrapped(
+    checkpoint: Mapping[str, Any],
+    mark: str,
+    containers: Iterable[str] = CONTAINERS,
+    wrappers: Collection[str] = WRAPPERS,
+) -> dict[str, Any]:
+    """The entries of a checkpoint that lie beside the one called `mark`, without the names of what held them.
 
+    For formats to find an encoder with: `unwrapped({"state_dict": {"module.a": x, "module.b": y}}, "b")` is
+    {"a": x, "b": y}. Empty where there is no `mark`.
 
-def beside(path: str | Path) -> dict[str, Any]:
-    """The config.json that lies with a weight file; empty where there is none. ValueError = unreadable."""
-    file = locate(path).parent / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): write the folder anew with `ussl export`") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a configuration: it should hold one JSON object")
-    return config
-
-
-def read(path: str | Path) -> dict[str, Any]:
-    """A checkpoint on the CPU, never running code it may hold. ValueError = missing, damaged or refused."""
-    file = locate(path)
-    if not file.is_file():
-        raise ValueError(f"no weight file {file}: give a .pth, .pt, .bin or .safetensors file or an encoder folder")
-    checkpoint = _safetensors(file) if _is_safetensors(file) else _torch(file)
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a dictionary of tensors")
-    return checkpoint
-
-
-def _is_safetensors(file: Path) -> bool:
-    """By its name, or by its start: the length of a JSON header, then the header."""
-    if file.suffix == ".safetensors":
-        return True
-    with file.open("rb") as stream:
-        return stream.read(9)[8:] == b"{"
-
-
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} is not a whole safetensors file ({_line(error)}): download or copy it again"
-        ) from error
-
-
-def _torch(file: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):  # how torch names a class or function that it would have to run
-            reason = "holds pickled code, which is not run: save its state_dict() alone, or as .safetensors"
-            raise ValueError(f"{file} {reason}") from error
-        raise ValueError(f"{file} is not a PyTorch checkpoint, or is damaged: download or copy it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = f"is not a whole PyTorch checkpoint ({_line(error)}): download or copy it again"
-        raise ValueError(f"{file} {reason}") from error
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's error, for a message of ours."""
-    return str(error).strip().split("\n")[0][:250] or type(error).__name__
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and bytes of tensors, whatever their order and device."""
-    total = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    Args:
+        checkpoint: as it was read.
+        mark: name of a tensor that the encoder has for certain.
+        containers: entries of the checkpoint to look in before the checkpoint itself, in this order.
+        wrappers: names of modules that may stand before the mark.
+    """
+    inner = [checkpoint[name] for name in containers if isinstance(checkpoint.get(name), Mapping)]
+    for state in (*inner, checkpoint):
+        for name in map(str, state):
+            *before, prefix = name.removesuffix(mark).split(".")
+            if name.endswith(mark) and not prefix and set(before) <= set(wrappers):
+                cut = len(name) - len(mark)
+                return {str(key)[cut:]: held for key, held in state.items() if str(key).startswith(name[:cut])}
+    return {}
 
 
 def recognise(
@@ -121,18 +78,36 @@ def recognise(
 ) -> tuple[str, dict[str, Tensor]]:
     """The format of a checkpoint and the encoder's tensors in it; formats are those of the plugins by default.
 
-    ValueError when no format, or more than one, knows the keys; `what` is the file as the user named it.
+    A file beside a config.json that names timm's architecture has timm's names: where no format knows it, it is
+    taken as it is. ValueError when no format, or more than one, knows the keys, or when the one that does cannot
+    use them; `what` is the file as the user named it.
     """
     formats = _offered() if formats is None else formats
-    known = {name: form for name, cls in formats.items() if (form := cls()).recognises(checkpoint)}
+    known = _knowing(checkpoint, formats)
+    if not known and "architecture" in beside(what):
+        return "timm", {name: tensor for name, tensor in checkpoint.items() if isinstance(tensor, Tensor)}
     if not known:
-        keys = _few(map(str, checkpoint))
-        raise ValueError(f"{what} is of no known format ({', '.join(sorted(formats))}); its keys are {keys}")
+        reason = f"is of no known format ({', '.join(sorted(formats))}); its keys are {_keys(checkpoint)}"
+        raise ValueError(f"{what} {reason}: save the encoder's state_dict() under timm's names")
     if len(known) > 1:
         names = " and ".join(sorted(known))
         raise ValueError(f"{what} is recognised by {names}: turn one off with USSL_DISABLE_PLUGINS")
     ((name, form),) = known.items()
-    return name, form.state(checkpoint)
+    try:
+        return name, form.state(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _knowing(checkpoint: Mapping[str, Any], formats: Mapping[str, type[Initialization]]) -> dict[str, Initialization]:
+    """The formats that recognise a checkpoint."""
+    return {name: form for name, cls in formats.items() if (form := cls()).recognises(checkpoint)}
+
+
+def _keys(checkpoint: Mapping[str, Any]) -> str:
+    """A few keys of a checkpoint, and of what it holds."""
+    inner = {name: f" ({few(map(str, held), 2)})" for name, held in checkpoint.items() if isinstance(held, Mapping)}
+    return few(f"{name}{inner.get(name, '')}" for name in checkpoint)
 
 
 def _offered() -> dict[str, type[Initialization]]:
@@ -141,62 +116,30 @@ def _offered() -> dict[str, type[Initialization]]:
     return {offer.name: offer.cls for offer in Host().offers("initialization")}
 
 
-@dataclass
-class Report:
-    """What of a file fitted a network."""
+@dataclass(frozen=True)
+class _Known:
+    """What the format of a file tells of the weights in it."""
 
-    what: str  # the file
-    matched: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)  # in the network, not in the file
-    reshaped: list[str] = field(default_factory=list)  # in both, of another shape, so not loaded
-    unexpected: list[str] = field(default_factory=list)  # in the file, not in the network
-
-    @property
-    def fraction(self) -> float:
-        """Share of the network's tensors that were loaded."""
-        return len(self.matched) / max(len(self.matched) + len(self.missing) + len(self.reshaped), 1)
-
-    def lines(self) -> list[str]:
-        """The report in a few lines to print."""
-        count = len(self.matched) + len(self.missing) + len(self.reshaped)
-        return [f"weights {self.what}: {len(self.matched)} of {count} tensors loaded", *self._rest()]
-
-    def _rest(self) -> list[str]:
-        kinds = {
-            "missing": self.missing,
-            "of another shape, not loaded": self.reshaped,
-            "unexpected, not used": self.unexpected,
-        }
-        return [f"{kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    licence: str | None = None
+    statistics: Statistics | None = None
 
 
-def match(module: nn.Module, state: Mapping[str, Tensor], minimum: float, what: str) -> Report:
-    """Copy the tensors of `state` that fit by name and shape into `module`, which changes only if enough do.
-
-    ValueError when less than the fraction `minimum` of the module's tensors fit.
-    """
-    report, own = Report(what), module.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            report.missing.append(name)
-        elif state[name].shape != tensor.shape:
-            shapes = f"{tuple(state[name].shape)} in the file, {tuple(tensor.shape)} here"
-            report.reshaped.append(f"{name} ({shapes})")
-        else:
-            report.matched.append(name)
-    report.unexpected = [name for name in state if name not in own]
-    if report.fraction < minimum:
-        problem = f"only {len(report.matched)} of {len(own)} tensors match, below init_matched {minimum}"
-        raise ValueError("; ".join([f"{what} does not fit this network: {problem}", *report._rest()]))
-    with torch.no_grad():
-        for name in report.matched:
-            own[name].copy_(state[name])
-    return report
+def _known(init: str | Path, formats: Mapping[str, type[Initialization]] | None) -> _Known:
+    file = locate(init)
+    found = file.stat()
+    offered = _offered() if formats is None else formats
+    return _facts(file, found.st_mtime_ns, found.st_size, tuple(offered.items()))
 
 
-def _few(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+@lru_cache(maxsize=8)
+def _facts(file: Path, changed: int, size: int, formats: tuple[tuple[str, type[Initialization]], ...]) -> _Known:
+    """The facts of a file that one format recognises; time and size are there to notice that the file changed."""
+    checkpoint = read(file, mapped=True)
+    known = _knowing(checkpoint, dict(formats))
+    if len(known) != 1:
+        return _Known()
+    (form,) = known.values()
+    return _Known(form.licence(checkpoint), form.statistics(checkpoint))
 
 
 def cached(repo: str, filename: str) -> Path | None:
@@ -226,7 +169,7 @@ def from_hub(repo: str, filename: str, setting: str) -> Path:
     except Exception as error:  # each release of the library raises other classes
         page = f"https://huggingface.co/{repo}"
         advice = f"download it on a machine that can and set {setting} to that file"
-        raise ValueError(f"cannot fetch {filename} from {page} ({_line(error)}): {advice}") from error
+        raise ValueError(f"cannot fetch {filename} from {page} ({line(error)}): {advice}") from error
 
 
 def timm_config(name: str) -> Any | None:
@@ -288,10 +231,12 @@ def lineage(init: str | Path, formats: Mapping[str, type[Initialization]] | None
     return [entry for i, entry in enumerate(entries) if entry not in entries[:i]]
 
 
-def normalisation(init: str | Path | None) -> Statistics:
-    """Mean and std of the images that weights were trained on, without the hub; ImageNet's unless they say otherwise.
+def normalisation(init: str | Path | None, formats: Mapping[str, type[Initialization]] | None = None) -> Statistics:
+    """Mean and std of the images that weights were trained on, without the hub.
 
-    `init` is a timm name, or a weight file or folder with or without a config.json beside it. ValueError = neither.
+    What timm or the config.json beside the file says, else what the checkpoint's format is known for, else
+    ImageNet's. `init` is a timm name, or a weight file or folder. ValueError = neither, or a file that cannot be read.
+    formats: the checkpoint formats on offer; None = those of the installed plugins.
     """
     if init is None:
         return IMAGENET
@@ -301,8 +246,10 @@ def normalisation(init: str | Path | None) -> Statistics:
         raise ValueError(
             f"no weight file and no pretrained timm model is called {str(init)!r}{_suggestion(str(init))}"
         )
-    known = beside(init).get("pretrained_cfg", {})
-    return tuple(known.get("mean", IMAGENET[0])), tuple(known.get("std", IMAGENET[1]))
+    said = beside(init).get("pretrained_cfg", {})
+    if "mean" in said and "std" in said:
+        return tuple(said["mean"]), tuple(said["std"])
+    return _known(init, formats).statistics or IMAGENET
 
 
 def _suggestion(name: str) -> str:
