@@ -35,6 +35,8 @@ class Given:
         (RandomMasking, {"predict": "all"}),
         (BlockMasking, {}),
         (BlockMasking, {"masks": 3, "decode": 0.5, "ratio": 0.6}),
+        (RandomMasking, {"how": "token", "decode": 0.5}),
+        (BlockMasking, {"how": "token"}),
     ],
 )
 def test_a_masking_keeps_its_contract(masking, options):
@@ -98,6 +100,23 @@ def test_every_patch_can_be_hidden_and_seen(masking):
     assert (sides - sides.flip(1)).abs().max() < 0.12
 
 
+@pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
+@pytest.mark.parametrize("options", [{}, {"decode": 0.5}])
+def test_hidden_patches_may_be_told_to_stay_as_tokens(masking, options):
+    dropped, told = hide(masking(**options)), hide(masking(how="token", **options))
+    assert (dropped.how, told.how) == ("drop", "token")
+    assert torch.equal(dropped.hidden, told.hidden)
+    assert torch.equal(dropped.predict, told.predict)
+    assert hide(RandomMasking(how="token", predict="all")).how == "token"
+
+
+@pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
+def test_local_views_stay_whole(masking):
+    view = tiny_view(2, 8, 8)
+    assert masking()(View(view.image, view.clean, "local"), (8, 8), tiny_draws(2)) is None
+    assert masking()(view, (8, 8), tiny_draws(2)) is not None
+
+
 def neighbours(hidden):
     """The mean share of a hidden patch's right and lower neighbours that are hidden, by a plain loop."""
     same = total = 0
@@ -148,6 +167,8 @@ def test_a_block_of_the_full_count_is_one_rectangle():
         (lambda: RandomMasking(decode=0.0), "above 0"),
         (lambda: RandomMasking(predict="all", decode=0.5), "decode has no effect"),
         (lambda: RandomMasking(predict="seen"), "hidden or all"),
+        (lambda: RandomMasking(how="fill"), "drop or token"),
+        (lambda: BlockMasking(how="fill"), "drop or token"),
         (lambda: BlockMasking(min_patches=0), "at least 1"),
         (lambda: BlockMasking(aspect=2.0), "at most 1"),
         (lambda: hide(RandomMasking(ratio=0.9), (2, 2)), "nothing to see"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class BlockMasking(Masking):
         decode: fraction of the hidden patches that is predicted, chosen at random; the rest is left out.
         min_patches: smallest area of a rectangle, in patches (BEiT: 16 of 14 x 14).
         aspect: smallest height / width of a rectangle; the largest is its inverse.
+        how: hidden patches are left out (`drop`), or the encoder puts its mask token in their place (`token`).
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class BlockMasking(Masking):
         decode: float = 1.0,
         min_patches: int = 4,
         aspect: float = 0.3,
+        how: Literal["drop", "token"] = "drop",
     ) -> None:
         super().__init__()
-        check_options(ratio, masks, decode)
+        check_options(ratio, masks, decode, how)
         if min_patches < 1:
             raise ValueError(f"min_patches is {min_patches}; a block has at least 1")
         if not 0 < aspect <= 1:
@@ -49,9 +52,15 @@ class BlockMasking(Masking):
         self.decode = decode
         self.min_patches = min_patches
         self.aspect = aspect
+        self.how = how
 
-    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask:
-        """A Mask (B, K, N) for a view on a grid; ValueError when the options do not fit the grid."""
+    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask | None:
+        """A Mask (B, K, N) for a global view on a grid, None for a local one, which stays whole.
+
+        ValueError when the options do not fit the grid.
+        """
+        if view.role == "local":
+            return None
         seen = count_seen(grid, self.ratio)
         hidden = grid[0] * grid[1] - seen
         if self.min_patches > hidden:
@@ -60,7 +69,7 @@ class BlockMasking(Masking):
                 f"min_patches {self.min_patches} is more than the {hidden} of {rows} x {columns} patches that ratio "
                 f"{self.ratio} hides; write at most {hidden}"
             )
-        return hide(-self._turn(grid, hidden, draws), seen, self.decode, draws)
+        return hide(-self._turn(grid, hidden, draws), seen, self.decode, draws, self.how)
 
     def _turn(self, grid: tuple[int, int], hidden: int, draws: Draws) -> Tensor:
         """(B, K, N) when each patch is hidden: the number of the first block over it, plus how far out it lies there.

@@ -22,6 +22,7 @@ class RandomMasking(Masking):
         masks: independent masks K of every view; the target is computed once for all of them.
         decode: fraction of the hidden patches that is predicted, chosen at random; the rest is left out.
         predict: `hidden` patches, or `all` of them (when the input is degraded, seen patches have a task too).
+        how: hidden patches are left out (`drop`), or the encoder puts its mask token in their place (`token`).
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class RandomMasking(Masking):
         masks: int = 1,
         decode: float = 1.0,
         predict: Literal["hidden", "all"] = "hidden",
+        how: Literal["drop", "token"] = "drop",
     ) -> None:
         super().__init__()
-        check_options(ratio, masks, decode)
+        check_options(ratio, masks, decode, how)
         if predict not in ("hidden", "all"):
             raise ValueError(f"predict is {predict!r}; write hidden or all")
         if predict == "all" and decode != 1.0:
@@ -42,18 +44,24 @@ class RandomMasking(Masking):
         self.masks = masks
         self.decode = decode
         self.predict = predict
+        self.how = how
 
-    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask:
-        """A Mask (B, K, N) for a view on a grid; ValueError when the ratio leaves nothing to see or to hide."""
+    def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask | None:
+        """A Mask (B, K, N) for a global view on a grid, None for a local one, which stays whole.
+
+        ValueError when the ratio leaves nothing to see or to hide.
+        """
+        if view.role == "local":
+            return None
         seen = count_seen(grid, self.ratio)
         noise = draws.uniform("mask", self.masks, grid[0] * grid[1])
-        mask = hide(noise, seen, self.decode, draws)
+        mask = hide(noise, seen, self.decode, draws, self.how)
         if self.predict == "all":
-            return Mask(mask.hidden, torch.ones_like(mask.predict), seen, mask.hidden.shape[-1])
+            return Mask(mask.hidden, torch.ones_like(mask.predict), seen, mask.hidden.shape[-1], self.how)
         return mask
 
 
-def check_options(ratio: float, masks: int, decode: float) -> None:
+def check_options(ratio: float, masks: int, decode: float, how: str = "drop") -> None:
     """ValueError for options that no grid can meet."""
     if not 0 < ratio < 1:
         raise ValueError(f"ratio is {ratio}; write a fraction between 0 and 1, such as 0.75")
@@ -61,6 +69,8 @@ def check_options(ratio: float, masks: int, decode: float) -> None:
         raise ValueError(f"masks is {masks}; every view needs at least 1")
     if not 0 < decode <= 1:
         raise ValueError(f"decode is {decode}; write a fraction above 0 and at most 1")
+    if how not in ("drop", "token"):
+        raise ValueError(f"how is {how!r}; write drop or token")
 
 
 def count_seen(grid: tuple[int, int], ratio: float) -> int:
@@ -73,16 +83,16 @@ def count_seen(grid: tuple[int, int], ratio: float) -> int:
     return seen
 
 
-def hide(score: Tensor, seen: int, decode: float, draws: Draws) -> Mask:
+def hide(score: Tensor, seen: int, decode: float, draws: Draws, how: str = "drop") -> Mask:
     """The Mask that leaves the `seen` lowest scores (B, K, N) of every row to see and predicts a part of the rest."""
     hidden = ~lowest(score, seen)
     count = score.shape[-1] - seen
     asked = max(1, round(decode * count))
     if asked == count:
-        return Mask(hidden, hidden[:, :, None], seen, asked)
+        return Mask(hidden, hidden[:, :, None], seen, asked, how)
     noise = draws.uniform("decode", *score.shape[1:])
     chosen = lowest(noise.masked_fill(~hidden, 2.0), asked)  # noise is below 1
-    return Mask(hidden, chosen[:, :, None], seen, asked)
+    return Mask(hidden, chosen[:, :, None], seen, asked, how)
 
 
 def lowest(score: Tensor, count: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Networks between an encoder and an objective, thrown away after training."""
