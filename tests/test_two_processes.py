@@ -107,5 +107,5 @@ def test_two_processes_train_as_one(name, results):
     alone, first, second = (one[name] for one in results)
     assert first[0] == pytest.approx(alone[0], rel=1e-9)
     assert_equal(alone[1], first[1], 1e-9)
-    assert_equal(alone[2], first[2], 1e-8)
+    assert_equal(alone[2], first[2], 1e-6)  # AdamW makes steps of gradients that are zero but for rounding
     assert_equal(first[2], second[2], 1e-12)

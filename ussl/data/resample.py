@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ussl.draws import Draws
 from ussl.parts import Batch
 
 _ATTEMPTS = 10  # before a box falls back to the middle of the picture
+ENOUGH = 0.5  # of a box is worth seeing: with less, most of a view would be black, yet edges of a fan stay in reach
 
 
 def resample(pixels: Tensor, box: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -69,26 +71,57 @@ def resize(batch: Batch, size: int | tuple[int, int]) -> Tensor:
     return resample(batch.pixels, batch.box, size)
 
 
-def random_boxes(box: Tensor, draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+def random_boxes(
+    box: Tensor,
+    draws: Draws,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    share: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """(B, 4) y, x, height, width: one random box inside each of `box`, distributed as torchvision's RandomResizedCrop.
 
     Area uniform in `scale` times the picture's, width / height log-uniform in `ratio`; the first of ten attempts that
     fits, else the largest middle box of an allowed ratio. From the streams "crop" and "crop/position" of `draws`.
+
+    Args:
+        box: (B, 4) the pictures on their canvases.
+        draws: of the view.
+        scale: least and largest share of the picture's area.
+        ratio: least and largest width / height.
+        share: how much of boxes (B, n, 4) is worth seeing, (B, n) in 0 to 1; the first attempt that fits and has
+            `ENOUGH` of it is then taken, else the one that has most. Each attempt has its own place in the picture.
     """
     height, width = box[:, 2:3].to(torch.float32), box[:, 3:4].to(torch.float32)  # (B, 1)
-    area, aspect = draws.uniform("crop", _ATTEMPTS, 2).unbind(2)  # (B, 10)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    rows, columns = _sides(height * width, draws, scale, ratio)
+    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+    place = (
+        draws.uniform("crop/position", 2)[:, None] if share is None else draws.uniform("crop/position", _ATTEMPTS, 2)
+    )
+    corner = (place * (torch.stack([height - rows, width - columns], 2) + 1)).floor()
+    attempts = torch.cat([corner + box[:, None, :2], torch.stack([rows, columns], 2)], 2)  # (B, 10, 4)
+    worth = torch.ones_like(rows) if share is None else share(attempts).clamp(max=ENOUGH)
+    best = torch.where(fits, worth, -1.0).argmax(1)  # of equal maxima the first
+    picked = attempts.gather(1, best[:, None, None].expand(-1, 1, 4))[:, 0]
+    return torch.where(fits.any(1, keepdim=True), picked, _middle(box, ratio)).to(box.dtype)
+
+
+def _sides(
+    area: Tensor, draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns, (B, 10) each, of every attempt at a box inside a picture of `area` (B, 1)."""
+    part, aspect = draws.uniform("crop", _ATTEMPTS, 2).unbind(2)
+    area = area * (scale[0] + (scale[1] - scale[0]) * part)
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = torch.exp(low + (high - low) * aspect)
-    rows, columns = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
-    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
-    first = fits.int().argmax(1, keepdim=True)  # of equal maxima the first
-    found = fits.gather(1, first)
-    rows = torch.where(found, rows.gather(1, first), torch.minimum(height, (width / ratio[0]).round()))
-    columns = torch.where(found, columns.gather(1, first), torch.minimum(width, (height * ratio[1]).round()))
-    free = torch.cat([height - rows, width - columns], 1)
-    corner = torch.where(found, (draws.uniform("crop/position", 2) * (free + 1)).floor(), (free / 2).floor())
-    return torch.cat([box[:, :2] + corner.to(box.dtype), torch.cat([rows, columns], 1).to(box.dtype)], 1)
+    return (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
+
+
+def _middle(box: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """(B, 4) float: the largest box of an allowed ratio in the middle of each picture."""
+    whole = box[:, 2:].to(torch.float32)
+    most = torch.stack([whole[:, 1] / ratio[0], whole[:, 0] * ratio[1]], 1).round()
+    sides = torch.minimum(whole, most)
+    return torch.cat([box[:, :2] + ((whole - sides) / 2).floor(), sides], 1)
 
 
 def _weights(start: Tensor, length: Tensor, extent: int, size: int) -> Tensor:
