@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 PATIENCE = timedelta(seconds=120)  # after which ranks that wait for each other give up
+
+
+class RankFailed(Exception):
+    """The traceback of the first process that failed."""
 
 
 def run(function: Callable[..., Any], world: int = 2, *args: Any) -> list[Any]:
@@ -21,11 +27,18 @@ def run(function: Callable[..., Any], world: int = 2, *args: Any) -> list[Any]:
 
     Processes are spawned, so the function is one of a module's own and its arguments and results can be pickled. Where
     its first parameters are named `rank` and `world` it is called with these before `args`. Every process has one
-    thread. ProcessRaisedException, with the child's traceback, when one of them fails; the others are then ended.
+    thread. RankFailed when one of them raises; the others are then ended.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_child, (world, Path(folder), function, args), nprocs=world)
-        return [torch.load(_result(Path(folder), rank), weights_only=False) for rank in range(world)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            torch.multiprocessing.spawn(_child, (world, folder, function, args), nprocs=world)
+        except (ProcessExitedException, ProcessRaisedException):
+            failures = sorted(folder.glob("*.txt"), key=lambda path: path.stat().st_mtime_ns)
+            if not failures:
+                raise
+            raise RankFailed(failures[0].read_text()) from None  # the others' fault is that they waited for it
+        return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _child(rank: int, world: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -33,11 +46,11 @@ def _child(rank: int, world: int, folder: Path, function: Callable[..., Any], ar
     store = f"file://{folder / 'store'}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=PATIENCE)
     asks = [*inspect.signature(function).parameters][:2] == ["rank", "world"]
-    result = function(rank, world, *args) if asks else function(*args)
-    torch.save(result, _result(folder, rank))
+    try:
+        result = function(rank, world, *args) if asks else function(*args)
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+    torch.save(result, folder / f"{rank}.pt")
     dist.barrier()  # no rank closes its connections while another still uses them
     dist.destroy_process_group()
-
-
-def _result(folder: Path, rank: int) -> Path:
-    return folder / f"{rank}.pt"

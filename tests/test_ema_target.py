@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from ussl_plugins.encoders.vit import VisionTransformer
-from ussl_plugins.targets.ema import EmaTarget
 
 from ussl.parts import Progress, Student, View
 from ussl.testing import check_target, tiny_student, tiny_view
+from ussl_plugins.encoders.vit import VisionTransformer
+from ussl_plugins.targets.ema import EmaTarget
 
 
 def student(**options):

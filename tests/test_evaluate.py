@@ -1,6 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, product
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,9 @@ from ussl.evaluate import classify
 from ussl.evaluate.classify import STRENGTHS, assign, fit_knn, fit_linear, knn, linear
 from ussl.evaluate.features import RawPixels, features
 from ussl.evaluate.metrics import auc, metrics
+from ussl.evaluate.pictures import Pictures
 from ussl.evaluate.spread import effective_rank, spread, verdict
-from ussl.parts import Encoder, Mask, Tokens
+from ussl.parts import Encoder, Mask, Source, Tokens
 
 CPU = torch.device("cpu")
 
@@ -39,6 +41,21 @@ class Flat(Encoder):
         flat = self.inside[0](image).flatten(1)[:, None]
         patches = torch.stack([flat, 3 * flat], 2)
         return Tokens(flat if self.pools else None, patches, None, (1, 2))
+
+
+class Noise(Source):
+    """Three pictures of noise."""
+
+    def __init__(self):
+        self.pictures = [noise(40, 56, seed=i) for i in range(3)]
+        self.read_count = 0
+
+    def rows(self):
+        return iter([{"path": str(i), "number": i} for i in range(3)])
+
+    def read(self, row):
+        self.read_count += 1
+        return self.pictures[row["number"]]
 
 
 def noise(*shape, seed=0):
@@ -104,6 +121,28 @@ def test_modes_come_back_when_a_picture_is_refused():
 def test_no_pictures_are_refused():
     with pytest.raises(ValueError, match="no pictures"):
         features(Flat(), [], CPU, 4)
+
+
+def test_pictures_are_blurred_for_an_encoder_that_was_trained_so():
+    pictures = [noise(40, 56), noise(24, 24, seed=1)]
+    encoder = Flat()
+    encoder.preprocess = {"gaussian_blur": 1.1}
+    blurred = features(Flat(), [cv2.GaussianBlur(p, (0, 0), 1.1) for p in pictures], CPU, 24)
+    assert np.array_equal(features(encoder, pictures, CPU, 24), blurred)
+    assert not np.array_equal(features(Flat(), pictures, CPU, 24), blurred)
+
+
+def test_each_encoder_is_measured_on_what_its_pictures_undergo():
+    source = Noise()
+    pictures, blurring = Pictures(source, size=16), Flat()
+    blurring.preprocess = {"gaussian_blur": 1.1}
+    sharp = features(RawPixels(), source.pictures, CPU, 16)
+    blurred = features(RawPixels(), [cv2.GaussianBlur(p, (0, 0), 1.1) for p in source.pictures], CPU, 16)
+    for encoder, expected in ((blurring, blurred), (RawPixels(), sharp), (blurring, blurred), (blurring, blurred)):
+        found = pictures.features(encoder, CPU)
+        assert np.allclose(found, expected, rtol=0, atol=0.51 / 255)  # squares are kept in 8 bits
+    assert source.read_count == 9  # anew only when another encoder wants something else
+    assert not np.allclose(sharp, blurred, rtol=0, atol=2 / 255)
 
 
 def test_raw_pixels_are_means_over_a_grid_of_16_by_16():

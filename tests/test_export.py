@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import timm
@@ -173,6 +174,40 @@ def test_a_picture_is_prepared_as_pillow_resizes_it(run, tmp_path, colour):
         assert loaded.embed(prepared).shape == (1, 192)
 
 
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_picture_is_blurred_before_it_is_resized_where_the_encoder_was_trained_so(tmp_path, colour):
+    encoder = small()
+    write_encoder(encoder, tmp_path / "sharp")
+    encoder.preprocess = {"gaussian_blur": 1.1}
+    write_encoder(encoder, tmp_path / "blurred")
+    picture = np.random.default_rng(0).integers(0, 256, (60, 45, 3) if colour else (60, 45), dtype=np.uint8)
+    loaded, sharp = ussl.load(tmp_path / "blurred"), ussl.load(tmp_path / "sharp")
+    blurred = cv2.GaussianBlur(picture, (0, 0), 1.1)
+    assert loaded.preprocess == loaded.encoder.preprocess == {"gaussian_blur": 1.1}
+    assert torch.equal(loaded.prepare(picture), sharp.prepare(blurred))
+    assert not torch.equal(loaded.prepare(picture), sharp.prepare(picture))
+    assert torch.equal(loaded.embed(loaded.prepare(picture)), sharp.embed(sharp.prepare(blurred)))
+
+
+def test_the_blur_is_in_the_configuration_and_only_there_where_there_is_one(run):
+    assert "preprocess" not in json.loads((run / "encoder" / "config.json").read_text())["ussl"]
+    encoder = small()
+    encoder.preprocess = {"gaussian_blur": 1.1}
+    write_encoder(encoder, run / "encoder", {"export": "ema"})
+    said = json.loads((run / "encoder" / "config.json").read_text())["ussl"]
+    assert said["preprocess"] == {"gaussian_blur": 1.1}
+    assert said["export"] == "ema"
+
+
+def test_an_encoder_that_wants_what_is_not_known_here_is_refused(run):
+    file = run / "encoder" / "config.json"
+    config = json.loads(file.read_text())
+    config["ussl"]["preprocess"] = {"gaussian_blur": 1.1, "median_filter": 3}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json wants preprocess median_filter, known here are gaussian_blur"):
+        ussl.load(run)
+
+
 @pytest.mark.parametrize("picture", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), 3])
 def test_what_is_no_picture_is_refused(run, picture):
     with pytest.raises(ValueError, match="a picture is a file, a PIL image or a uint8 array"):
@@ -217,11 +252,13 @@ def test_export_to_timm_is_a_copy_of_the_encoder_folder(run, tmp_path):
 def test_onnx_gives_the_same_tokens(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     encoder = small(depth=1)
+    encoder.preprocess = {"gaussian_blur": 1.1}
     write_encoder(encoder, tmp_path / "encoder")
     file = export_run(tmp_path, "onnx")
     assert file == tmp_path / "encoder.onnx"
     assert sorted(made.name for made in tmp_path.iterdir()) == ["encoder", "encoder.onnx"]
     session = onnxruntime.InferenceSession(str(file))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["preprocess"]) == {"gaussian_blur": 1.1}
     for batch in (1, 3):
         images = torch.rand(batch, 3, 32, 32)
         tokens, embedding = session.run(["tokens", "embedding"], {"images": images.numpy()})

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ussl.precision import precise
+
 
 def world() -> int:
     """Processes that train together; 1 without a process group."""
@@ -73,18 +75,29 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class BatchNorm(nn.SyncBatchNorm):
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm with the statistics of every device's images, on a GPU torch's own, on a CPU ours.
 
-    torch's SyncBatchNorm refuses to work on a CPU. Without other processes both are torch's plain batch norm.
-    Input (B, C) or (B, C, ...); every rank gives as many values a channel.
+    torch's SyncBatchNorm refuses to work on a CPU, and DDP a network that holds one there. Without other processes
+    both are torch's plain batch norm. Input (B, C) or (B, C, ...); every rank gives as many values a channel.
     """
+
+    process_group = None  # these two are what torch's forward asks for: all ranks
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"batch norm takes (B, C) or (B, C, ...), not {tuple(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """As nn.BatchNorm of the rows of all ranks together."""
-        batch = self.training or self.running_mean is None
-        if not batch or world() == 1 or x.device.type != "cpu":
+        if world() == 1 or not (self.training or self.running_mean is None):
             return super().forward(x)
+        if x.device.type != "cpu":
+            return nn.SyncBatchNorm.forward(self, x)  # type: ignore[arg-type]
+        return self._normalise(precise(x)).to(x.dtype)
+
+    def _normalise(self, x: Tensor) -> Tensor:
         over = [0, *range(2, x.ndim)]
         count = world() * x.numel() // x.shape[1]
         mean = _Sum.apply(x.sum(over)) / count
@@ -92,7 +105,8 @@ class BatchNorm(nn.SyncBatchNorm):
         variance = _Sum.apply(away.square().sum(over)) / count
         self._remember(mean, variance * count / max(count - 1, 1))
         x = away * _shaped((variance + self.eps).rsqrt(), x)
-        return x if self.weight is None else x * _shaped(self.weight, x) + _shaped(self.bias, x)
+        x = x if self.weight is None else x * _shaped(self.weight, x)
+        return x if self.bias is None else x + _shaped(self.bias, x)
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
@@ -110,14 +124,17 @@ def _shaped(channels: Tensor, x: Tensor) -> Tensor:
 
 
 def synchronised(network: nn.Module) -> nn.Module:
-    """The network with every plain batch norm in it replaced by BatchNorm, of the same weights; for CNN encoders."""
+    """The network with every plain batch norm in it replaced by BatchNorm, of the same tensors; for CNN encoders."""
     for name, child in network.named_children():
         if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-            norm: Any = child
-            twin = BatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-            twin.load_state_dict(child.state_dict())
-            twin.train(child.training)
-            setattr(network, name, twin)
+            setattr(network, name, _twin(child))
         else:
             synchronised(child)
     return network
+
+
+def _twin(norm: Any) -> BatchNorm:
+    twin = BatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+        setattr(twin, name, tensor)  # not copied, which would lose its type and whether it is trained
+    return twin.train(norm.training)

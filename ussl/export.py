@@ -31,7 +31,8 @@ def write_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None =
 
     Where the encoder is a timm network, `timm.create_model(f"local-dir:{folder}", pretrained=True)` is it.
     `extra` becomes the section "ussl" of the configuration: {"encoder": {"name": ..., "options": {...}}}, which
-    `load` needs where there is no timm network, and whatever else is worth knowing about the weights.
+    `load` needs where there is no timm network, and whatever else is worth knowing about the weights. What pictures
+    must undergo before this encoder, its `preprocess`, is written there too; timm itself does not do it.
     RunFailed when the folder cannot be written.
     """
     from safetensors import SafetensorError
@@ -44,7 +45,8 @@ def write_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None =
         folder.mkdir(parents=True, exist_ok=True)
         model = folder / "model.safetensors"
         _replace(model, lambda file: save_file(state, file, metadata={"format": "pt"}))
-        config["ussl"] = {**(extra or {}), "sha256": weights.digest(model)}
+        known = {"preprocess": dict(encoder.preprocess)} if encoder.preprocess else {}
+        config["ussl"] = {**(extra or {}), **known, "sha256": weights.digest(model)}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         _replace(folder / "config.json", lambda file: file.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:  # the latter from a full disk
@@ -82,7 +84,8 @@ def export_run(run: str | Path, to: Literal["timm", "onnx"], out: str | Path | N
 
     timm: a copy of the encoder folder at `out`; without `out`, the run's own, which is one already.
     onnx: `encoder.onnx` in the folder `out`, or at `out` if it ends in .onnx, else in the run; input `images`
-    (B, 3, S, S) in [0, 1], outputs `tokens` (B, N, D) and `embedding` (B, D).
+    (B, 3, S, S) in [0, 1], outputs `tokens` (B, N, D) and `embedding` (B, D). Images must have undergone the
+    encoder's `preprocess` before they were resized to S; the file says it, as JSON, in its metadata `preprocess`.
     ValueError = not a finished run, or packages are missing; RunFailed = it cannot be written.
     """
     if to not in ("timm", "onnx"):
@@ -140,6 +143,7 @@ def _to_onnx(folder: Path, config: dict[str, Any], file: Path) -> Path:
         raise ValueError(reason) from error
     encoder = rebuild(folder, config, any_size=False)
     program = _program(encoder, image_size(encoder, config))
+    program.model.metadata_props["preprocess"] = json.dumps(dict(encoder.preprocess))
     large = sum(p.nbytes for p in encoder.parameters()) > ONE_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent, prefix=".onnx-") as place:

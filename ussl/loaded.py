@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ussl import weights
+from ussl.data.preprocess import check, prepared
 from ussl.parts import Encoder, Mask, Tokens
 from ussl.positions import patch_grid
 
@@ -19,13 +20,16 @@ class Loaded:
     """A pre-trained encoder, ready to be asked: pictures in [0, 1] in, tokens or one feature an image out.
 
     encoder: the network, in evaluation mode · width: D · image_size: side in pixels it was trained at ·
-    mean, std: with which it normalises, which is done inside · device: where it is.
+    mean, std: with which it normalises, which is done inside · device: where it is · preprocess: what pictures
+    underwent in its training, {"gaussian_blur": sigma in their own pixels} or nothing: `prepare` does it, and images
+    that come from elsewhere must have undergone it.
     """
 
     def __init__(self, encoder: Encoder, image_size: int) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
         self.width, self.mean, self.std = encoder.width, encoder.mean, encoder.std
         self.image_size, self.device = image_size, torch.device("cpu")
+        self.preprocess = dict(encoder.preprocess)
 
     def to(self, device: str | torch.device) -> Loaded:
         """This, moved to a device; images are moved there too."""
@@ -54,14 +58,12 @@ class Loaded:
     def prepare(self, picture: Any) -> Tensor:
         """(1, C, S, S) float image of a file, a PIL image or a uint8 array (H, W) or (H, W, 3), for `tokens`.
 
-        The whole picture is resized to `image_size` by antialiased bicubic interpolation, whatever its shape.
+        The whole picture undergoes `preprocess` and is resized to `image_size` by antialiased bicubic interpolation,
+        whatever its shape.
         """
-        from ussl.data.resample import resample
-
         pixels = torch.tensor(_pixels(picture))  # (H, W) or (H, W, C)
-        height, width = pixels.shape[:2]
-        box = torch.tensor([[0, 0, height, width]])
-        return resample(pixels.reshape(1, height, width, -1).permute(0, 3, 1, 2), box, self.image_size)
+        pixels = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
+        return prepared(pixels, self.image_size, self.preprocess)[None]
 
     @torch.no_grad()
     def _ask(self, images: Tensor) -> Tokens:
@@ -121,17 +123,28 @@ class _TimmEncoder(Encoder):
         self.register_buffer("_std", torch.tensor(self.std)[:, None, None], persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        return patch_grid(height, width, self.patch)
+        if hasattr(self.network, "patch_embed") and not self._maps:
+            return patch_grid(height, width, self.patch)
+        with torch.inference_mode():  # networks round differently
+            image = torch.zeros(1, 3, height, width, device=self._mean.device, dtype=self._mean.dtype)
+            return self.forward(image).grid
+
+    @property
+    def _maps(self) -> bool:
+        """Whether rows lie before columns in what comes out, as (B, rows, columns, D)."""
+        return getattr(self.network, "output_fmt", "") == "NHWC"
 
     def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
         if mask is not None:
             raise ValueError("an exported encoder takes no mask: continue from its folder with encoder.init")
-        grid = self.grid(*image.shape[-2:])
         features = self.network.forward_features((image - self._mean) / self._std)
         pooled = self.network.forward_head(features, pre_logits=True)
-        if features.ndim == 4:  # (B, D, rows, columns) of a convolutional network
-            patches = features.flatten(2).transpose(1, 2)
+        if features.ndim == 4:
+            if not self._maps:
+                features = features.permute(0, 2, 3, 1)  # (B, rows, columns, D)
+            grid, patches = tuple(features.shape[1:3]), features.flatten(1, 2)
         else:
+            grid = patch_grid(*image.shape[-2:], self.patch)
             patches = features[:, self.network.num_prefix_tokens :]
         return Tokens(pooled[:, None], patches[:, None], None, grid)
 
@@ -165,9 +178,18 @@ def encoder_folder(run: Path) -> Path:
 def rebuild(
     folder: Path, config: dict[str, Any], any_size: bool = True, plugins: Sequence[str | Path] = ()
 ) -> Encoder:
-    """The encoder of a folder: of timm, which needs no plugin, else of the plugin named; `any_size`: timm's too."""
-    if "architecture" not in config:
-        return _of_plugin(folder, config, plugins)
+    """The encoder of a folder: of timm, which needs no plugin, else of the plugin named; `any_size`: timm's too.
+
+    Its `preprocess` is what the configuration says. ValueError = a damaged folder, or one from a later version.
+    """
+    preprocess = check(config.get("ussl", {}).get("preprocess", {}), f"{folder}/config.json")
+    timm = "architecture" in config
+    encoder = _of_timm(folder, config, any_size) if timm else _of_plugin(folder, config, plugins)
+    encoder.preprocess = preprocess
+    return encoder
+
+
+def _of_timm(folder: Path, config: dict[str, Any], any_size: bool) -> Encoder:
     import timm
     from safetensors import SafetensorError
 

@@ -69,6 +69,7 @@ def check_masking(
             single = part(alone, grid, Draws(0, 0, 0, draws.index[2:], draws.turn[2:]))
             rows = Mask(mask.hidden[2:], mask.predict[2:], mask.seen, mask.asked, mask.how)
             rows.image = None if mask.image is None else mask.image[2:]
+            rows.bands = None if mask.bands is None else mask.bands[2:]
             _require(_same(rows, single), "an image's mask depends on the other images of its batch")
 
 
@@ -148,7 +149,7 @@ def check_objective(
     /,
     *,
     student: Student | None = None,
-    target: type[Target] | Callable[[Student], Target] = TinyTarget,
+    target: type[Target] | Callable[[Student], Target] | None = TinyTarget,
     views: int = 1,
     masked: bool = True,
     **options: Any,
@@ -158,19 +159,20 @@ def check_objective(
     Args:
         objective: a class or a factory; pass an option with one of the names below by functools.partial.
         student: a tiny one by default.
-        target: class or factory of the target the objective is given.
+        target: class or factory of the target the objective is given; None = it takes none.
         views: how many it is given.
         masked: whether they are masked.
         options: of the class.
     """
     student = tiny_student() if student is None else student
-    given = _built("target", target, (student,), {})
+    given = None if target is None else _built("target", target, (student,), {})
     part = _built("objective", objective, (student, given), options)
     for one in (student, given, part):
-        one.before_step(START)
+        if one is not None:
+            one.before_step(START)
     crops = [tiny_view(seed=i) for i in range(views)]
     masks = [tiny_mask(crop, (4, 4), 2, seed=i) if masked else None for i, crop in enumerate(crops)]
-    outputs, targets = student(crops, masks), given(crops)
+    outputs, targets = student(crops, masks), [None] * views if given is None else given(crops)
     results = _keeps_state(part, lambda: part(outputs, targets, masks))
     _require("loss" in results, f'the objective returned {sorted(results)}, without "loss"')
     for name, value in results.items():

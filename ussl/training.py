@@ -13,7 +13,9 @@ from torch import nn
 
 from ussl import launch, plan, run
 from ussl.data.loader import Loader, default_workers
+from ussl.data.preprocess import check, parting
 from ussl.method import Ema, Method
+from ussl.notice import once
 from ussl.parts import Batch, Draws, Encoder, Optimizer, Part, Student
 
 if TYPE_CHECKING:
@@ -226,7 +228,9 @@ def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
     encoder = recipe.encoder()
     notes = encoder.initialize(recipe.formats()) if fresh else []
     augmentation = recipe.augmentation()
-    encoder.preprocess = dict(augmentation.preprocess)
+    encoder.preprocess = check(augmentation.preprocess, "the augmentation")
+    if fresh and (line := parting(getattr(encoder, "init", None), encoder.preprocess)):
+        once(line)
     student = Student(encoder, recipe.head(encoder), recipe.joined)
     target = recipe.target(student)
     method = Method(augmentation, student, recipe.masking(), target, recipe.objective(student, target))

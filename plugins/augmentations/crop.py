@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ussl.data.resample import random_boxes, resample
 from ussl.hookspecs import hookimpl
@@ -27,27 +28,29 @@ class Crop(Augmentation):
     ) -> None:
         super().__init__()
         if size < 1:
-            raise ValueError(f"crop: size is {size}; write a number of pixels, at least 1")
+            raise ValueError(f"size is {size}; write a number of pixels, at least 1")
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(
-                f"crop: scale is {list(scale)}; write shares of the area as [low, high], 0 < low <= high <= 1"
-            )
+            raise ValueError(f"scale is {list(scale)}; write shares of the area as [low, high], 0 < low <= high <= 1")
         if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"crop: ratio is {list(ratio)}; write width / height as [low, high], 0 < low <= high")
+            raise ValueError(f"ratio is {list(ratio)}; write width / height as [low, high], 0 < low <= high")
         if not 0 <= horizontal_flip <= 1:
-            raise ValueError(f"crop: horizontal_flip is {horizontal_flip}; write a probability, 0 to 1")
+            raise ValueError(f"horizontal_flip is {horizontal_flip}; write a probability, 0 to 1")
         self.size = size
         self.scale = scale
         self.ratio = ratio
         self.horizontal_flip = horizontal_flip
 
     def forward(self, batch: Batch, draws: Draws) -> list[View]:
-        boxes = random_boxes(batch.box, draws, self.scale, self.ratio)
-        image = resample(batch.pixels, boxes, self.size)
-        if self.horizontal_flip:
-            flipped = draws.uniform("flip") < self.horizontal_flip
-            image = torch.where(flipped[:, None, None, None], image.flip(-1), image)
+        image = self.cut(batch.pixels, batch.box, draws)
         return [View(image, clean=image, role="global")]
+
+    def cut(self, pixels: Tensor, box: Tensor, draws: Draws) -> Tensor:
+        """(B, C, h, w) in [0, 1]: a crop of pictures (B, C, H, W), uint8, in `box`; the same crop for equal draws."""
+        image = resample(pixels, random_boxes(box, draws, self.scale, self.ratio), self.size)
+        if not self.horizontal_flip:
+            return image
+        flipped = draws.uniform("flip") < self.horizontal_flip
+        return torch.where(flipped[:, None, None, None], image.flip(-1), image)
 
 
 @hookimpl

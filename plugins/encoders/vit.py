@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ussl import weights
 from ussl.hookspecs import hookimpl
-from ussl.parts import Encoder, Initialization, Mask, Tokens
-from ussl.positions import patch_grid, sincos
-
-_SIZES = {  # width, depth, heads
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
+from ussl.parts import Encoder, Mask, Tokens
+from ussl.positions import for_grid, resized_by_dino, resized_by_timm, sincos
+from ussl.starting import TransformerEncoder, Triple
 
 
-class VisionTransformer(Encoder):
-    """Vision transformer, tiny to huge, with fixed sin-cos positions; encodes only the patches that are seen.
+class VisionTransformer(TransformerEncoder):
+    """Vision transformer, tiny to huge, as MAE, MoCo-v3 or DINO start it; encodes only the patches that are seen.
 
-    Dosovitskiy et al. 2021, arXiv:2010.11929, as He et al. 2022, arXiv:2111.06377, pre-train it: layer norm with
-    eps 1e-6, exact GELU, a bias on queries, keys and values, Xavier-uniform weights.
+    Dosovitskiy et al. 2021, arXiv:2010.11929: layer norm with eps 1e-6, exact GELU, a bias on queries, keys and
+    values. Initial weights and positions are those of He et al. 2022, arXiv:2111.06377 (`mae`), Chen et al. 2021,
+    arXiv:2104.02057 (`mocov3`), or Caron et al. 2021, arXiv:2104.14294 (`dino`), as released.
     """
 
+    called = "vit"
     accepts = frozenset({"drop", "fill"})
     can_recompute = True
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(
         self,
@@ -48,10 +40,13 @@ class VisionTransformer(Encoder):
         heads: int | None = None,
         pooling: Literal["token", "average"] = "token",
         drop_path: float = 0.0,
+        scheme: Literal["mae", "mocov3", "dino"] = "mae",
+        freeze_patches: bool = False,
+        mask_token: bool = False,
         init: str | Path | None = None,
         init_matched: float = 0.9,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: Triple | None = None,
+        std: Triple | None = None,
     ) -> None:
         """Build the network with random weights.
 
@@ -64,39 +59,35 @@ class VisionTransformer(Encoder):
             heads: attention heads, in place of the size's.
             pooling: what the image feature is: the class token, or the average of the patches' tokens.
             drop_path: stochastic depth of the last block; it rises linearly from 0 at the first.
+            scheme: whose initial weights and positions: fixed sin-cos positions (mae, mocov3) or trained ones (dino).
+            freeze_patches: leave the projection of patches as it begins (MoCo-v3).
+            mask_token: a learned token stands where patches are hidden, for masks that say so (how: token).
             init: weights to start from: a timm name (vit_base_patch16_224.mae), a file, an encoder or a run folder.
             init_matched: least share of this network's tensors that `init` must hold.
             mean: of the images in [0, 1] by channel; what `init` was trained with, else ImageNet's, by default.
             std: as `mean`.
         """
-        super().__init__()
-        if size not in _SIZES or pooling not in ("token", "average"):
-            raise ValueError(f"vit: size is {' or '.join(_SIZES)}, pooling token or average; not {size}, {pooling}")
-        shape = zip((width, depth, heads), _SIZES[size], strict=True)
-        self.width, self.depth, self.heads = (usual if given is None else given for given, usual in shape)
-        self.size, self.patch, self.image_size, self.pooling = size, patch, image_size, pooling
-        self.drop_path, self.init, self.init_matched = drop_path, init, init_matched
-        known = weights.normalisation(init) if mean is None or std is None else weights.IMAGENET
-        self.mean, self.std = tuple(mean or known[0]), tuple(std or known[1])
-        self._check()
-        self.register_buffer("_mean", torch.tensor(self.mean)[:, None], persistent=False)  # (3, 1)
-        self.register_buffer("_std", torch.tensor(self.std)[:, None], persistent=False)
+        super().__init__(
+            size=size,
+            patch=patch,
+            image_size=image_size,
+            width=width,
+            depth=depth,
+            heads=heads,
+            pooling=pooling,
+            drop_path=drop_path,
+            mask_token=mask_token,
+            init=init,
+            init_matched=init_matched,
+            mean=mean,
+            std=std,
+        )
+        if scheme not in _SCHEMES:
+            raise ValueError(f"vit: scheme is {' or '.join(_SCHEMES)}, not {scheme}")
+        self.scheme, self.freeze_patches = scheme, freeze_patches
         self.network = self._network()
-        self._lineage: list[dict[str, Any]] = []
-
-    def _check(self) -> None:
-        for name in ("patch", "image_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"vit: {name} must be at least 1, not {getattr(self, name)}")
-        if self.width % self.heads:
-            raise ValueError(f"vit: width {self.width} does not divide into {self.heads} heads: change width or heads")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"vit: drop_path must be in [0, 1), not {self.drop_path}")
-        if not 0 < self.init_matched <= 1:
-            raise ValueError(f"vit: init_matched must be in (0, 1], not {self.init_matched}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"vit: mean and std are three numbers each, std above 0; not {self.mean} and {self.std}")
-        self.grid(self.image_size, self.image_size)
+        if freeze_patches:
+            self.network.patch_embed.proj.requires_grad_(False)
 
     def _arguments(self) -> dict[str, Any]:
         """What timm needs to build this network."""
@@ -116,27 +107,15 @@ class VisionTransformer(Encoder):
         network = Network(**self._arguments(), num_classes=0, drop_path_rate=self.drop_path, weight_init="skip")
         for module in network.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(network.patch_embed.proj.weight.view(self.width, -1))
-        nn.init.zeros_(network.patch_embed.proj.bias)
-        nn.init.normal_(network.cls_token, std=0.02)
-        network.pos_embed.requires_grad_(False).copy_(sincos(self.width, *network.patch_embed.grid_size))
+        _SCHEMES[self.scheme](network)
         return network
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return patch_grid(height, width, self.patch)
 
     def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
         """Tokens of the patches seen; image (B, C, h, w) in [0, 1], C 1 or 3. ValueError = a mask not accepted."""
-        if mask is not None and mask.how not in self.accepts:
-            raise ValueError(f"vit cannot encode a mask that says {mask.how!r}: it takes {sorted(self.accepts)}")
-        if image.shape[1] not in (1, 3):
-            raise ValueError(f"vit takes grey or RGB images (B, 1 or 3, h, w), not {tuple(image.shape)}")
-        grid = self.grid(*image.shape[-2:])
-        views = image[:, None] if mask is None or mask.image is None else mask.image  # (B, 1 or K, C, h, w)
+        views, grid = self.views(image, mask), self.grid(*image.shape[-2:])  # (B, 1 or K, C, h, w)
         where = _seen(mask) if mask is not None and mask.how == "drop" else None
-        x = self._embed(self._patchify(views, grid), where, grid)  # (B, K, 1 + S, D)
+        x = self._embed(self._patchify(views, grid), where, grid, mask)  # (B, K, 1 + S, D)
         tokens = self._transform(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         patches = tokens[:, :, 1:]
         pooled = tokens[:, :, 0] if self.pooling == "token" else patches.mean(2)
@@ -148,7 +127,7 @@ class VisionTransformer(Encoder):
         cells = views.unflatten(-1, (columns, p)).unflatten(-3, (rows, p))  # (B, K, C, rows, p, columns, p)
         return cells.permute(0, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 3)
 
-    def _embed(self, patches: Tensor, where: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    def _embed(self, patches: Tensor, where: Tensor | None, grid: tuple[int, int], mask: Mask | None) -> Tensor:
         """(B, K, 1 + S, D) embeddings and positions of cls and of the patches at `where`, all by default.
 
         Patches are gathered before they are embedded: what is hidden costs nothing.
@@ -156,55 +135,38 @@ class VisionTransformer(Encoder):
         first, rest = self._positions(grid).split([1, patches.shape[2]])
         if where is not None:
             patches, rest = _gather(patches, where), rest[where]
-        pixels = ((patches - self._mean) / self._std).flatten(-2)  # grey becomes three channels here
+        pixels = ((patches - self._mean.flatten(1)) / self._std.flatten(1)).flatten(-2)  # grey becomes three channels
         projection = self.network.patch_embed.proj
-        x = F.linear(pixels, projection.weight.flatten(1), projection.bias) + rest
+        embedded = F.linear(pixels, projection.weight.flatten(1), projection.bias)
+        x = self.concealed(embedded, mask) + rest
         cls = (self.network.cls_token + first).expand(*x.shape[:2], -1, -1)
         return torch.cat([cls, x], 2)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """(1 + N, D), interpolated as timm does it where the grid is not the native one."""
-        native = self.network.patch_embed.grid_size
-        if grid == native:
-            return self.network.pos_embed[0]
-        from timm.layers import resample_abs_pos_embed
+        """(1 + N, D), interpolated where the grid is not the native one."""
+        positions = self.network.pos_embed
+        return (positions if grid == self.network.patch_embed.grid_size else self._resized(positions, grid))[0]
 
-        return resample_abs_pos_embed(self.network.pos_embed, new_size=list(grid), old_size=list(native))[0]
+    def _resized(self, positions: Tensor, grid: tuple[int, int]) -> Tensor:
+        return (resized_by_dino if self.scheme == "dino" else resized_by_timm)(positions, grid)
 
     def _transform(self, x: Tensor) -> Tensor:
-        again = self.recompute and self.training and torch.is_grad_enabled()
         for block in self.network.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            x = self.again(block, x)
         return self.network.norm(x)
 
-    def initialize(self, formats: Mapping[str, type[Initialization]] | None = None) -> list[str]:
-        if self.init is None:
-            return []
-        state = self._pretrained(str(self.init), formats)
-        self._refuse_other_layers(state)
+    def refuse(self, network: Any, name: str) -> None:
+        if type(network) is not type(self.network):
+            raise ValueError(f"encoder.init: {name} is a {type(network).__name__}: use weights of a plain ViT")
+        activation = network.blocks[0].mlp.act
+        if not isinstance(activation, nn.GELU):
+            raise ValueError(f"encoder.init: {name} uses {type(activation).__name__}, vit uses GELU: use a plain ViT")
+
+    def fitted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.refuse_layers(state, "norm_pre.", "reg_token", "dist_token")
         if "pos_embed" in state:
-            state["pos_embed"] = _native(state["pos_embed"], self.network.patch_embed.grid_size)
-        return weights.match(self.network, state, self.init_matched, str(self.init)).lines()
-
-    def _pretrained(self, init: str, formats: Mapping[str, type[Initialization]] | None) -> dict[str, Tensor]:
-        """The tensors that `init` names."""
-        if weights.timm_config(init) is None:
-            return weights.recognise(weights.read(init), init, formats)[1]
-        network, _ = weights.timm_model(init, "encoder.init")
-        _refuse_other_network(network, init)
-        return network.state_dict()
-
-    def _refuse_other_layers(self, state: dict[str, Tensor]) -> None:
-        """ValueError where the weights belong to a network that computes something else with them."""
-        ours = self.network.state_dict().keys()
-        inside = (*(f"blocks.{i}." for i in range(self.depth)), "norm_pre.", "reg_token", "dist_token")
-        if foreign := [name for name in state if name not in ours and name.startswith(inside)]:
-            raise ValueError(f"{self.init} has layers that vit lacks ({foreign[0]}, ...): use weights of a plain ViT")
-
-    def lineage(self) -> list[dict[str, Any]]:
-        if self.init is not None and not self._lineage:  # asked also after a resume, which does not initialize
-            self._lineage = [weights.origin(self.init)]
-        return self._lineage
+            state["pos_embed"] = for_grid(state["pos_embed"], self.network.patch_embed.grid_size, self._resized)
+        return state
 
     def to_timm(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         import timm
@@ -217,25 +179,9 @@ class VisionTransformer(Encoder):
             "num_features": self.width,
             "global_pool": model["global_pool"],
             "model_args": model,
-            "pretrained_cfg": self._pretrained_config(),
+            "pretrained_cfg": self.preparation(),
         }
         return dict(self.network.state_dict()), config
-
-    def _pretrained_config(self) -> dict[str, Any]:
-        """How timm is to prepare images for this network: the whole picture, squeezed into a square."""
-        return {
-            "input_size": [3, self.image_size, self.image_size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
 
 
 def _seen(mask: Mask) -> Tensor:
@@ -251,27 +197,32 @@ def _gather(patches: Tensor, where: Tensor) -> Tensor:
     return patches.expand(-1, masks, *patches.shape[2:])[image, mask, where]
 
 
-def _native(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positions (1, N, D) or (1, 1 + N, D) of a square grid as (1, 1 + N, D) of `grid`; others as they are."""
-    from timm.layers import resample_abs_pos_embed
+def _xavier(network: Any, parts: int, cls: float, first: Literal["column", "row"]) -> None:
+    """Xavier-uniform matrices and sin-cos positions; queries, keys and values are a matrix each if `parts` is 3."""
+    projection = network.patch_embed.proj
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            for weight in module.weight.detach().chunk(parts if name.endswith("qkv") else 1):
+                nn.init.xavier_uniform_(weight)
+    nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+    nn.init.zeros_(projection.bias)
+    nn.init.normal_(network.cls_token, std=cls)
+    positions = sincos(network.embed_dim, *network.patch_embed.grid_size, first=first)
+    network.pos_embed.requires_grad_(False).copy_(positions)
 
-    count = positions.shape[1]
-    if round(count**0.5) ** 2 == count:  # none for cls, to which nothing is then added
-        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], 1)
-    side = round((positions.shape[1] - 1) ** 0.5)
-    if side**2 != positions.shape[1] - 1:
-        return positions
-    return resample_abs_pos_embed(positions, new_size=list(grid), old_size=[side, side])
+
+def _truncated_normal(network: Any) -> None:
+    """Trained positions; the projection of patches stays as torch makes it."""
+    matrices = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
+    for weight in (network.cls_token, network.pos_embed, *matrices):
+        nn.init.trunc_normal_(weight, std=0.02)
 
 
-def _refuse_other_network(network: nn.Module, name: str) -> None:
-    from timm.models.vision_transformer import VisionTransformer as Network
-
-    if type(network) is not Network:
-        raise ValueError(f"encoder.init: {name} is a {type(network).__name__}: use weights of a plain ViT")
-    activation = network.blocks[0].mlp.act
-    if not isinstance(activation, nn.GELU):
-        raise ValueError(f"encoder.init: {name} uses {type(activation).__name__}, vit uses GELU: use a plain ViT")
+_SCHEMES: dict[str, Callable[[Any], None]] = {
+    "mae": partial(_xavier, parts=1, cls=0.02, first="column"),
+    "mocov3": partial(_xavier, parts=3, cls=1e-6, first="row"),
+    "dino": _truncated_normal,
+}
 
 
 @hookimpl

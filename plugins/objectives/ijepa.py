@@ -126,7 +126,8 @@ class Ijepa(Objective):
     (beta 1) to the teacher's tokens after layer normalisation without affine. Blocks are predicted one by one: a mask
     token of one block sees the context and the other mask tokens of this block.
 
-    Needs target `ema` and a masking that drops patches, such as `ijepa`.
+    Needs target `ema` and a masking that drops patches, such as `ijepa`. Where the encoder has a class token it stays,
+    beside the patches; the authors' has none.
 
     Args:
         width: of the predictor's tokens.

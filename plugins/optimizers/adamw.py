@@ -236,7 +236,7 @@ def layer_scales(method: nn.Module, decay: float) -> dict[nn.Parameter, float]:
 
 
 def _is_token(name: str) -> bool:
-    return name.rpartition(".")[2] in ("cls_token", "pos_embed")
+    return name.rpartition(".")[2] in ("cls_token", "mask_token", "pos_embed")
 
 
 @hookimpl

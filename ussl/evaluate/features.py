@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ussl.data.resample import resample
+from ussl.data.preprocess import prepared
 from ussl.parts import Encoder, Mask, Tokens
 
 _SIDE = 16  # of the raw-pixel baseline
@@ -45,7 +45,7 @@ def features(
     afterwards what they were.
 
     Args:
-        encoder: on `device`.
+        encoder: on `device`; pictures undergo its `preprocess` first.
         pictures: uint8 (H, W) grey or (H, W, 3) RGB, of any sizes; read once, `batch_size` at a time.
         device: where the encoder is.
         size: side of the square each picture is resized to, antialiased bicubic, aspect not kept.
@@ -57,11 +57,18 @@ def features(
     Raises:
         ValueError: no pictures, or something that is not a picture.
     """
-    batches = iter(pictures)
+    return features_of(
+        (squared(picture, size, encoder.preprocess) for picture in pictures), encoder, device, batch_size
+    )
+
+
+def features_of(images: Iterable[Tensor], encoder: Encoder, device: torch.device, batch_size: int = 32) -> np.ndarray:
+    """As `features`, of images (C, h, w) in [0, 1] of one size that have undergone the encoder's `preprocess`."""
+    batches = iter(images)
     found = []
     with _frozen(encoder, device):
         while batch := list(islice(batches, batch_size)):
-            found.append(_feature(encoder(_images(batch, size).to(device))).float().cpu())
+            found.append(_feature(encoder(_stacked(batch).to(device))).float().cpu())
     if not found:
         raise ValueError("no pictures to take features of")
     return torch.cat(found).numpy()
@@ -90,25 +97,24 @@ def _feature(tokens: Tokens) -> Tensor:
     return tokens.patches[:, 0].mean(1)
 
 
-def _images(pictures: list[np.ndarray], size: int) -> Tensor:
-    """(B, C, size, size) float32 in [0, 1], grey where all are grey."""
-    images = [squared(picture, size) for picture in pictures]
+def _stacked(images: list[Tensor]) -> Tensor:
+    """(B, C, h, w), grey where all are grey."""
     channels = max(len(image) for image in images)
     return torch.stack([image.expand(channels, -1, -1) for image in images])
 
 
-def squared(picture: np.ndarray, size: int) -> Tensor:
-    """(C, size, size) float32 in [0, 1]: the whole of a uint8 picture (H, W) or (H, W, 3), antialiased bicubic."""
+def squared(picture: np.ndarray, size: int, preprocess: Mapping[str, float] | None = None) -> Tensor:
+    """(C, size, size) float32 in [0, 1]: the whole of a uint8 picture (H, W) or (H, W, 3), antialiased bicubic.
+
+    preprocess: of the encoder it is for; the picture undergoes that before it is resized.
+    """
     picture = np.asarray(picture)
     colour = picture.ndim == 3 and picture.shape[2] == 3
     if picture.dtype != np.uint8 or not (picture.ndim == 2 or colour) or 0 in picture.shape:
         raise ValueError(f"a picture is uint8 (H, W) or (H, W, 3), not {picture.dtype} {picture.shape}")
     channels = picture.transpose(2, 0, 1) if colour else picture[None]
     pixels = torch.from_numpy(np.array(channels, order="C"))  # a copy: torch takes no read-only or flipped arrays
-    height, width = pixels.shape[1:]
-    if height == width == size:
-        return pixels.to(torch.float32).div_(255)
-    return resample(pixels[None], torch.tensor([[0, 0, height, width]]), size)[0]
+    return prepared(pixels, size, preprocess or {})
 
 
 def finite(x: np.ndarray) -> np.ndarray:

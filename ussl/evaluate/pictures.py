@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ussl.evaluate.features import features, squared
+from ussl.evaluate.features import features_of, squared
 from ussl.parts import Encoder, Source
 
 USUAL_SIZE = 224  # pixels, where neither the options nor the encoder name a size
@@ -24,9 +24,11 @@ def missing(value: Any) -> bool:
 
 
 class Pictures:
-    """Pictures of a source as squares in memory, decoded at first use and again only when the size changes.
+    """Pictures of a source as squares in memory, as the encoder that is asked first wants them.
 
-    They take n x size x size bytes (735 at 224 pixels: 37 MB), three times that in colour.
+    They are decoded again only where another encoder wants another size, or pictures that underwent something else
+    (raw pixels are measured on sharp ones, whatever the encoder beside them). They take n x size x size bytes (735 at
+    224 pixels: 37 MB), three times that in colour.
 
     Args:
         source: of the pictures.
@@ -41,6 +43,7 @@ class Pictures:
         self.source, self.size, self.limit = source, size, limit
         self._squares: list[np.ndarray] = []
         self._side: int | None = None
+        self._preprocess: dict[str, float] = {}
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -51,10 +54,11 @@ class Pictures:
     def features(self, encoder: Encoder, device: torch.device) -> np.ndarray:
         """(n, D) float32, in the order of `rows`. ValueError: a picture that cannot be read."""
         side = self.size or getattr(encoder, "image_size", None) or self._side or USUAL_SIZE
-        if side != self._side:
-            self._squares = [_square(self.source, row, side) for row in self.rows]
-            self._side = side
-        return features(encoder, self._squares, device, side)
+        preprocess = dict(encoder.preprocess)
+        if (side, preprocess) != (self._side, self._preprocess):
+            self._squares = [_square(self.source, row, side, preprocess) for row in self.rows]
+            self._side, self._preprocess = side, preprocess
+        return features_of((squared(square, side) for square in self._squares), encoder, device)
 
 
 class LabelledPictures(Pictures):
@@ -146,10 +150,10 @@ def _columns(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _square(source: Source, row: Row, side: int) -> np.ndarray:
+def _square(source: Source, row: Row, side: int, preprocess: Mapping[str, float]) -> np.ndarray:
     """(side, side) or (side, side, 3) uint8. ValueError: which picture cannot be read, and why."""
     try:
-        pixels = squared(source.read(row), side).mul_(255).round_().to(torch.uint8).numpy()
+        pixels = squared(source.read(row), side, preprocess).mul_(255).round_().to(torch.uint8).numpy()
     except (ValueError, OSError) as error:
         path = str(row.get("path"))
         raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None

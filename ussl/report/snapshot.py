@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, normalize
 
 from ussl import run
 from ussl.data.pictures import fit
-from ussl.data.resample import resample
+from ussl.data.preprocess import prepared
 from ussl.errors import RunFailed
 from ussl.parts import Encoder, Mask, View
 
@@ -132,9 +132,9 @@ def _embedded(training: Training, size: tuple[int, int]) -> tuple[list[tuple[int
             whole = [(index, picture) for index, picture in read if picture is not None]
             unreadable += len(read) - len(whole)
             if whole:
-                images = torch.cat([_resized(picture, size) for _, picture in whole]).to(device)
+                images = torch.cat([_resized(*picture, size, encoder) for _, picture in whole]).to(device)
                 features.append(normalize(_feature(encoder, images), dim=1))
-                pictures += [(index, fit(picture, SIDE)[0]) for index, picture in whole]
+                pictures += [(index, fit(picture, SIDE)[0]) for index, (picture, _) in whole]
             if time.monotonic() - begun > SECONDS:
                 break
     return pictures, torch.cat(features).cpu() if features else torch.empty(0, 0), unreadable
@@ -149,11 +149,11 @@ class _Reader:
         recipe = training.recipe
         self.sources = {name: recipe.reader(name) if name else recipe.source() for name in names}
 
-    def picture(self, index: int) -> np.ndarray | None:
-        """(H, W) or (H, W, 3) uint8; None where it cannot be read: training will tell when it comes to it."""
+    def picture(self, index: int) -> tuple[np.ndarray, float] | None:
+        """(H, W) or (H, W, 3) uint8 and its pixels per source pixel; None where it cannot be read: training will tell."""
         row = self.rows[index]
         try:
-            return fit(self.sources[row.get("reader")].read(row), self.canvas)[0]
+            return fit(self.sources[row.get("reader")].read(row), self.canvas)
         except (ValueError, OSError):
             return None
 
@@ -179,10 +179,13 @@ def _feature(encoder: Encoder, images: Tensor) -> Tensor:
     return tokens.patches[:, 0].float().mean(1)
 
 
-def _resized(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """(1, 3, h, w) in [0, 1]: the whole picture."""
-    pixels = torch.tensor(picture).reshape(1, *picture.shape[:2], -1).permute(0, 3, 1, 2)
-    return resample(pixels, torch.tensor([[0, 0, *picture.shape[:2]]]), size).expand(-1, 3, -1, -1)
+def _resized(picture: np.ndarray, scale: float, size: tuple[int, int], encoder: Encoder) -> Tensor:
+    """(1, 3, h, w) in [0, 1]: the whole picture, of `scale` pixels a source pixel, as the encoder takes it."""
+    pixels = torch.tensor(picture).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
+    undergone = dict(encoder.preprocess)
+    if "gaussian_blur" in undergone:
+        undergone["gaussian_blur"] *= scale
+    return prepared(pixels, size, undergone)[None].expand(-1, 3, -1, -1)
 
 
 def _queries(rows: Sequence[Mapping[str, Any]], count: int) -> list[int]:
