@@ -144,7 +144,7 @@ class _TimmEncoder(Encoder):
                 features = features.permute(0, 2, 3, 1)  # (B, rows, columns, D)
             grid, patches = tuple(features.shape[1:3]), features.flatten(1, 2)
         else:
-            grid = patch_grid(*image.shape[-2:], self.patch)
+            grid = patch_grid(image.shape[-2], image.shape[-1], self.patch)
             patches = features[:, self.network.num_prefix_tokens :]
         return Tokens(pooled[:, None], patches[:, None], None, grid)
 

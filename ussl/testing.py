@@ -165,7 +165,7 @@ def check_objective(
         options: of the class.
     """
     student = tiny_student() if student is None else student
-    given = None if target is None else _built("target", target, (student,), {})
+    given: Any = None if target is None else _built("target", target, (student,), {})
     part = _built("objective", objective, (student, given), options)
     for one in (student, given, part):
         if one is not None:

@@ -150,7 +150,7 @@ class _Reader:
         self.sources = {name: recipe.reader(name) if name else recipe.source() for name in names}
 
     def picture(self, index: int) -> tuple[np.ndarray, float] | None:
-        """(H, W) or (H, W, 3) uint8 and its pixels per source pixel; None where it cannot be read: training will tell."""
+        """(H, W) or (H, W, 3) uint8 and its pixels per source pixel; None: unreadable, as training will tell."""
         row = self.rows[index]
         try:
             return fit(self.sources[row.get("reader")].read(row), self.canvas)
