@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ussl import recipe as recipes
 from ussl.distributed import mean
 from ussl.draws import Draws
+from ussl.launch import _own_buffers
 from ussl.layers import arguments
 from ussl.parts import Batch, Progress
 from ussl.plugins import Host
@@ -48,7 +49,7 @@ def train(rank: int, world: int, name: str, words: str) -> tuple[list[float], di
     recipe = recipes.load([name], arguments(words.split()), Host())
     torch.manual_seed(0)
     method = build_method(recipe, fresh=True)[0].double()
-    wrapped = DistributedDataParallel(method, broadcast_buffers=False) if world > 1 else method
+    wrapped = DistributedDataParallel(method, **_own_buffers()) if world > 1 else method
     rule = recipe.optimizer()
     optimizer = rule.start(method, 256)
     trained = [p for p in method.parameters() if p.requires_grad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import resource
 import signal
 import time
@@ -37,8 +38,7 @@ def launch(train: Train) -> Fabric:
     several = train.num_nodes > 1 or devices not in (1, "auto")
     strategy: Any = "auto"
     if train.strategy == "ddp" or several:
-        # batch-norm statistics are the affair of the parts that have them
-        strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=WAIT)
+        strategy = DDPStrategy(**_own_buffers(), gradient_as_bucket_view=True, timeout=WAIT)
     precision: Any = train.precision
     if precision == "auto":
         precision = "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
@@ -51,6 +51,12 @@ def launch(train: Train) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _own_buffers() -> dict[str, Any]:
+    """The option of torch's DDP, renamed in 2.14, that leaves batch-norm statistics to the parts that have them."""
+    known = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def together(fabric: Fabric, action: Callable[[], None]) -> None:
