@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
@@ -262,7 +265,7 @@ def test_a_value_on_the_command_line_is_taken_whole(make):
         ("--encoder.depth null", r"^encoder \(net\): depth: expected an int, not null$"),
         ("--encoder.depth 1.5", r"^encoder \(net\): depth: expected an int, not 1.5$"),
         ("--encoder.rates [1]", r"^encoder \(net\): rates: expected \[float, float\], not \[1\]$"),
-        ("--encoder nte", r'^encoder "nte": unknown; did you mean "net"\? known: net, other, vit'),
+        ("--encoder nte", r'^encoder "nte": unknown; did you mean "net"\? known: beit, net, other'),
         ("--source.count 3", r'^source \(images\): no option "count"'),
         ("--target.x 3", "^target: has no name; write target: NAME"),
         ("--train.batch_size many", r'^train.batch_size: expected an int, not "many"$'),
@@ -495,9 +498,111 @@ def test_its_siblings_differ_in_what_they_say():
     assert (huge["size"], huge["patch"]) == ("huge", 14)
 
 
-def test_the_shipped_recipes_are_listed_with_their_titles(capsys):
+# what the papers and their released settings say, at the batch they say it for
+PUBLISHED = {
+    "mae": {
+        "batch": 4096,
+        "rate": 2.4e-3,
+        "warm-up": 40 / 800,
+        "optimizer": {
+            "name": "adamw",
+            "betas": [0.9, 0.95],
+            "weight_decay": 0.05,
+            "no_decay": "vectors",
+            "clip": None,
+        },
+        "masking": {"name": "random", "ratio": 0.75},
+        "target": {"name": "pixels", "norm": True},
+        "objective": {"name": "masked_prediction", "width": 512, "depth": 8, "heads": 16, "loss": "mse"},
+    },
+    "deblur_mim": {
+        "batch": 1024,
+        "rate": 6e-4,
+        "warm-up": 40 / 400,
+        "augmentation": {"name": "deblur", "sigma": 1.1, "blur_at": "source"},
+        "masking": {"name": "random", "ratio": 0.75, "predict": "all"},
+        "target": {"name": "pixels", "norm": False},
+    },
+    "usfm": {
+        "batch": 2048,
+        "rate": 4e-4,
+        "warm-up": 10 / 800,
+        "optimizer": {"betas": [0.9, 0.999], "schedule": "steps", "milestones": [0.875], "gamma": 0.1, "clip": 5.0},
+        "encoder": {"name": "beit", "drop_path": 0.1, "layer_scale": 0.1, "shared_positions": True},
+        "masking": {"name": "usfm", "spatial_ratio": 0.6},
+        "objective": {"name": "usfm", "frequency_weight": 0.1},
+        "augmentation": {"name": "crop", "scale": [0.67, 1.0]},
+    },
+    "simclr": {
+        "batch": 4096,
+        "rate": 6.4,
+        "warm-up": 0.05,
+        "optimizer": {"name": "lars", "momentum": 0.9, "weight_decay": 1e-4, "trust": 1e-3, "rate_in_momentum": True},
+        "encoder": {"name": "timm", "model": "resnet101", "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+        "head": {"name": "mlp", "layers": 3, "hidden": 2048, "out": 128, "last": "scale"},
+        "objective": {"name": "simclr", "temperature": 0.1},
+    },
+    "mocov3": {
+        "batch": 4096,
+        "rate": 2.4e-3,
+        "warm-up": 40 / 300,
+        "optimizer": {"name": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.1, "no_decay": "none"},
+        "encoder": {"scheme": "mocov3", "freeze_patches": True},
+        "head": {"name": "mlp", "layers": 3, "hidden": 4096, "out": 256, "last": "plain"},
+        "target": {"name": "ema", "momentum": 0.99, "final_momentum": 1.0, "update": "before"},
+        "objective": {"name": "mocov3", "temperature": 0.2, "hidden": 4096, "last": "plain"},
+    },
+    "dino": {
+        "batch": 1024,
+        "rate": 7.5e-4,
+        "warm-up": 10 / 400,
+        "optimizer": {"schedule": "cosine_dino", "weight_decay": 0.04, "weight_decay_end": 0.4, "clip": 0.3},
+        "encoder": {"scheme": "dino", "drop_path": 0.1},
+        "augmentation": {"scale": [0.25, 1.0], "local_views": 10, "local_size": 96, "local_scale": [0.05, 0.25]},
+        "head": {
+            "prototypes": 65536,
+            "hidden": 2048,
+            "bottleneck": 256,
+            "norm_last_layer": True,
+            "freeze_epochs": 3.0,
+        },
+        "target": {"name": "ema", "momentum": 0.996, "final_momentum": 1.0, "update": "after"},
+        "objective": {"teacher_temperature_start": 0.04, "teacher_temperature": 0.07, "student_temperature": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_method_has_its_published_settings(name):
+    recipe, said = load([name], [], Host()), dict(PUBLISHED[name])
+    batch, rate, warmup = (said.pop(key) for key in ("batch", "rate", "warm-up"))
+    assert recipe.train.batch_size == batch
+    optimizer = recipe.optimizer()
+    optimizer.start(torch.nn.Sequential(torch.nn.Linear(2, 2)) if name != "usfm" else Tokenised(), batch)
+    assert optimizer.peak == pytest.approx(rate)
+    assert optimizer.warmup_steps(12_000) == pytest.approx(warmup * 12_000, abs=4)
+    for kind, options in said.items():
+        assert recipe.resolved[kind] | options == recipe.resolved[kind]
+
+
+class Tokenised(torch.nn.Module):
+    """A network with a class token, as usfm's optimizer asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 2))
+        self.line = torch.nn.Linear(2, 2)
+
+
+def test_the_shipped_recipes_are_listed_with_method_and_paper(capsys):
     assert cli.main(["recipes"]) == 0
-    out = capsys.readouterr().out
-    assert "urfm_large  URFM, ViT-L/16: " in out
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert re.search(r"^dino +DINO, ViT-B/16 +Caron et al. 2021, arXiv:2104.14294", lines["dino"])
     for path in (ROOT / "recipes").rglob("*.yaml"):
-        assert path.relative_to(ROOT / "recipes").with_suffix("").as_posix() in out
+        name = path.relative_to(ROOT / "recipes").with_suffix("").as_posix()
+        assert (name in lines) is not path.name.startswith("_")
+        if name in lines:
+            assert re.search(r"[A-Z][a-z]+ et al\. \d{4}", lines[name]), name
+    assert cli.main(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["recipes"]
+    assert all(set(recipe) == {"name", "method", "title", "paper"} for recipe in listed)
