@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,27 @@ def _axis(width: int, place: Tensor) -> Tensor:
     frequency = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angle = place.double()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
+
+
+class FixedPositions:
+    """Sin-cos positions (N, D) of the patches of any grid; made once a grid, device and type, never saved."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._made: dict[Any, Tensor] = {}
+
+    def __call__(self, grid: tuple[int, int], like: Tensor) -> Tensor:
+        """Those of `grid`, on the device and of the type of `like`."""
+        key = (grid, like.device, like.dtype)
+        if key not in self._made:
+            self._made[key] = sincos(self.width, *grid, cls=False).to(like.device, like.dtype)
+        return self._made[key]
+
+
+def at(tokens: Tensor, where: Tensor) -> Tensor:
+    """Tokens (..., N, C) at grid positions (..., A), leading dimensions alike or of length 1: (..., A, C)."""
+    tokens = tokens.expand(*where.shape[:-1], *tokens.shape[-2:])
+    return tokens.gather(-2, where[..., None].expand(*where.shape, tokens.shape[-1]))
 
 
 def resized_by_timm(positions: Tensor, grid: tuple[int, int]) -> Tensor:

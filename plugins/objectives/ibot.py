@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Objective, Progress, Student, Target, Tokens
+from ussl.positions import at
 from ussl_plugins.objectives.dino import Centre, Dino, Temperature, cross_entropy, entropy_of, teacher_shares
 
 
@@ -103,14 +104,8 @@ class Ibot(Dino):
         assert mask is not None
         self.patch_centre.remember(scores)  # of all patches
         where = mask.predict[:, :, 0].byte().argsort(dim=-1, stable=True)[..., -mask.asked :]  # (B, K, A)
-        shares = teacher_shares(_at(scores, where), self.patch_centre, self.patch_temperature)
-        return cross_entropy(shares, self.student_shares(_at(said, where))), entropy_of(shares)
-
-
-def _at(tokens: Tensor, where: Tensor) -> Tensor:
-    """(B, K, A, D) of tokens (B, K or 1, N, D) at positions (B, K, A)."""
-    shape = (*where.shape, tokens.shape[-1])
-    return tokens.expand(-1, where.shape[1], -1, -1).gather(2, where[..., None].expand(shape))
+        shares = teacher_shares(at(scores, where), self.patch_centre, self.patch_temperature)
+        return cross_entropy(shares, self.student_shares(at(said, where))), entropy_of(shares)
 
 
 def _patches(output: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor]:

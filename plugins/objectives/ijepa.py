@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ussl.draws import Draws
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Masking, Objective, Student, Target, Tokens, View
-from ussl.positions import sincos
+from ussl.positions import FixedPositions, at
 from ussl.precision import precise
 from ussl_plugins.maskings.random import lowest
 
@@ -158,7 +157,7 @@ class Ijepa(Objective):
         )
         self.predictor_norm = norm(width)
         self.predictor_proj = nn.Linear(width, target.width)
-        self._positions: dict[Any, Tensor] = {}  # by grid, device and type: fixed, so not saved
+        self._positions = FixedPositions(width)
         self._initialise()
 
     @torch.no_grad()
@@ -191,13 +190,13 @@ class Ijepa(Objective):
         where = mask.predict.byte().argsort(dim=-1, stable=True)[..., -mask.asked :]  # (B, K, P, A)
         predicted = precise(self.predict(context, where))
         said = F.layer_norm(precise(target.patches), target.patches.shape[-1:])[:, :, None]  # (B, 1, 1, N, C)
-        wanted = said.expand(-1, *where.shape[1:3], -1, -1).gather(3, where[..., None].expand(predicted.shape))
+        wanted = at(said, where)
         return F.smooth_l1_loss(predicted, wanted), _spread(wanted), _spread(predicted)
 
     def predict(self, context: Tokens, where: Tensor) -> Tensor:
         """Tokens (B, K, P, A, C) at grid positions (B, K, P, A), each of the P sets by itself."""
         assert context.patches is not None
-        position = self._position(context.grid, where.device)
+        position = self._positions(context.grid, self.mask_token)
         seen = (self.predictor_embed(context.patches) + position[context.where])[:, :, None]  # (B, K, 1, S, W)
         asked = self.mask_token + position[where]
         x = torch.cat([seen.expand(-1, -1, where.shape[2], -1, -1), asked], dim=3).flatten(0, 2)  # (B K P, S + A, W)
@@ -210,14 +209,6 @@ class Ijepa(Objective):
         if self.recompute and self.training:
             return checkpoint(function, x, use_reentrant=False)
         return function(x)
-
-    def _position(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """(N, W) fixed positions."""
-        key = (grid, device, self.mask_token.dtype)
-        if key not in self._positions:
-            position = sincos(self.mask_token.shape[-1], *grid, cls=False)
-            self._positions[key] = position.to(device, self.mask_token.dtype)
-        return self._positions[key]
 
 
 def _spread(tokens: Tensor) -> Tensor:

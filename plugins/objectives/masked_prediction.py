@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Objective, Student, Target, Tokens
-from ussl.positions import sincos
+from ussl.positions import FixedPositions, at
 from ussl.precision import precise
 
 
@@ -63,7 +63,7 @@ class MaskedPrediction(Objective):
         self.decoder_blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         self.decoder_norm = norm(width)
         self.decoder_pred = nn.Linear(width, target.width)
-        self._positions: dict[Any, Tensor] = {}  # by grid, device and type: fixed, so not saved
+        self._positions = FixedPositions(width)
         self.apply(_initialise)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -88,7 +88,7 @@ class MaskedPrediction(Objective):
         _check_view(seen, target, mask, self.on)
         predicted, where = self.decode(seen, mask)
         predicted = precise(predicted)
-        wanted = _at(precise(target.patches).expand(-1, where.shape[1], -1, -1), where)  # (B, K, A, C)
+        wanted = at(precise(target.patches), where)  # (B, K, A, C)
         return self._distance(predicted, wanted).mean(), self._chance(wanted), _spread(wanted), _spread(predicted)
 
     def _chance(self, wanted: Tensor) -> Tensor:
@@ -123,11 +123,11 @@ class MaskedPrediction(Objective):
 
         They are mask tokens where the encoder dropped patches; else the encoder has a token for every patch.
         """
-        position = self._position(seen.grid, seen.patches.device)
+        position = self._positions(seen.grid, self.mask_token)
         order = asked.byte().argsort(dim=-1, stable=True)  # a stable sort, since nonzero would wait for the device
         if seen.where is None:
             # every rank's gradients are summed, so a parameter without use must have one too
-            return self.decoder_embed(_at(seen.patches, order)) + position[order] + 0 * self.mask_token, order
+            return self.decoder_embed(at(seen.patches, order)) + position[order] + 0 * self.mask_token, order
         where = torch.cat([seen.where, order[..., -count:]], dim=2)
         told = self.mask_token.expand(*where.shape[:2], count, -1)
         embedded = self.decoder_embed(seen.patches)
@@ -145,14 +145,6 @@ class MaskedPrediction(Objective):
             return checkpoint(function, x, use_reentrant=False)
         return function(x)
 
-    def _position(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """(N, W) fixed positions."""
-        key = (grid, device, self.mask_token.dtype)
-        if key not in self._positions:
-            position = sincos(self.mask_token.shape[-1], *grid, cls=False)
-            self._positions[key] = position.to(device, self.mask_token.dtype)
-        return self._positions[key]
-
 
 def _last_tokens(block: Any, count: int, x: Tensor) -> Tensor:
     """timm's Block for the last `count` tokens only: queries and MLP of these, keys and values of all. Exact."""
@@ -164,11 +156,6 @@ def _last_tokens(block: Any, count: int, x: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     x = x + attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x))
-
-
-def _at(tokens: Tensor, where: Tensor) -> Tensor:
-    """(B, K, A, C) of tokens (B, K, N, C) at positions (B, K, A)."""
-    return tokens.gather(2, where[..., None].expand(-1, -1, -1, tokens.shape[-1]))
 
 
 def _spread(tokens: Tensor) -> Tensor:
