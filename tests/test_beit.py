@@ -320,3 +320,16 @@ def test_it_works_in_double_precision_and_survives_a_deep_copy(pooling):
         tokens = encoder(images)
         assert tokens.patches.dtype == tokens.pooled.dtype == torch.float64
         assert torch.equal(copy.deepcopy(encoder)(images).patches, tokens.patches)
+
+
+def test_paths_are_dropped_more_often_towards_the_end_of_both_branches():
+    encoder = small(depth=5, drop_path=0.4)
+    for branch in ("drop_path1", "drop_path2"):
+        rates = [getattr(getattr(block, branch), "drop_prob", 0.0) for block in encoder.network.blocks]
+        assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    image = torch.rand(2, 1, 32, 32)
+    for branch in ("drop_path1", "drop_path2"):  # one alone makes two passes differ
+        lone = small(depth=5, drop_path=0.4).train()
+        for block in lone.network.blocks:
+            setattr(block, "drop_path2" if branch == "drop_path1" else "drop_path1", torch.nn.Identity())
+        assert any(not torch.equal(lone(image).patches, lone(image).patches) for _ in range(8))

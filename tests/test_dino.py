@@ -13,7 +13,7 @@ from torch import nn
 from ussl.parts import Progress, Student, Tokens, View
 from ussl.testing import TinyEncoder, check_head, check_objective, tiny_student, tiny_view
 from ussl_plugins.heads.prototypes import Prototypes
-from ussl_plugins.objectives.dino import Dino
+from ussl_plugins.objectives.dino import Dino, Temperature
 from ussl_plugins.targets.ema import EmaTarget
 
 WARM = {"teacher_temperature_start": 0.04}
@@ -448,3 +448,11 @@ def test_a_method_that_does_not_fit_is_refused():
         part([x], [x], [None])
     with pytest.raises(ValueError, match="head: prototypes"):
         part([x, Tokens(None, scores(2, 1, 4, 5), None, (2, 2))], [x, None], [None] * 2)
+
+
+def test_prototypes_that_never_move_and_a_warm_up_beyond_the_end_are_refused():
+    short = Progress(0, 10, 0.0, 4.0)
+    with pytest.raises(ValueError, match="stay frozen in all 4 epochs"):
+        Prototypes(TinyEncoder(), prototypes=4, hidden=4, bottleneck=4, freeze_epochs=4).before_step(short)
+    with pytest.raises(ValueError, match=r"warm up for 5 epochs, and there are 4"):
+        Temperature(0.07, 0.04, 5).move(short)

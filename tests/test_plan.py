@@ -7,7 +7,8 @@ from ussl.logs import duration
 
 
 def choose(local, wanted="auto", additive=True, anyway=False, fits=None):
-    return plan.micro_batch(local, wanted, additive, anyway, fits, "simclr")
+    contrasts = None if additive else "objective simclr contrasts the images"
+    return plan.micro_batch(local, wanted, contrasts, anyway, fits)
 
 
 def test_on_a_cpu_the_micro_batch_divides_the_batch_and_is_at_most_32():
@@ -40,9 +41,12 @@ def test_a_micro_batch_that_does_not_divide_is_refused_with_those_that_do():
 
 
 def test_accumulation_of_a_contrastive_loss_is_refused_with_the_batch_it_would_contrast():
-    with pytest.raises(ValueError, match=r"objective simclr contrasts.*contrast batches of 64, another method"):
+    with pytest.raises(
+        ValueError,
+        match=r"objective simclr contrasts the images of one pass, and here 64 of the .* so many batches of 64, which is another method",
+    ):
         choose(1024, 64, additive=False)
-    with pytest.raises(ValueError, match="contrast batches of 64"):
+    with pytest.raises(ValueError, match="so many batches of 64"):
         choose(1024, additive=False, fits=lambda count: count <= 100)
     assert choose(1024, 64, additive=False, anyway=True) == 64
     assert choose(1024, additive=False) == 1024

@@ -56,7 +56,7 @@ def train(rank: int, world: int, name: str, words: str) -> tuple[list[float], di
     share = IMAGES // world
     losses = []
     for step in range(STEPS):
-        at = Progress(step, STEPS, step / STEPS, 1.0)
+        at = Progress(step, STEPS, 100 * step / STEPS, 100.0)
         for part in method.parts():
             part.before_step(at)
         rule.before_step(optimizer, at)
@@ -75,10 +75,12 @@ def train(rank: int, world: int, name: str, words: str) -> tuple[list[float], di
     return losses, gradients, method.state_dict()
 
 
-def assert_equal(one: dict, two: dict, within: float) -> None:
+def assert_equal(one: dict, two: dict, within: float, floor: float) -> None:
+    """Each tensor within a share of its own largest value, or of `floor` times the largest of all (mere rounding)."""
     assert one.keys() == two.keys()
+    largest = max(float(x.abs().max()) for x in one.values() if x.is_floating_point())
     for name, expected in one.items():
-        scale = max(float(x.abs().max()) for x in one.values() if x.is_floating_point())
+        scale = max(float(expected.abs().max()), floor * largest)
         assert float((two[name].double() - expected.double()).abs().max()) <= within * scale, name
 
 
@@ -107,6 +109,6 @@ def test_two_processes_train_as_one(name, results):
             raise one[name]
     alone, first, second = (one[name] for one in results)
     assert first[0] == pytest.approx(alone[0], rel=1e-9)
-    assert_equal(alone[1], first[1], 1e-9)
-    assert_equal(alone[2], first[2], 1e-6)  # AdamW makes steps of gradients that are zero but for rounding
-    assert_equal(first[2], second[2], 1e-12)
+    assert_equal(alone[1], first[1], 1e-9, floor=1e-4)
+    assert_equal(alone[2], first[2], 1e-6, floor=1)  # AdamW makes steps of gradients that are mere rounding
+    assert_equal(first[2], second[2], 1e-12, floor=1)

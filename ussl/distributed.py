@@ -90,7 +90,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"batch norm takes (B, C) or (B, C, ...), not {tuple(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
-        """As nn.BatchNorm of the rows of all ranks together."""
+        """As nn.BatchNorm of the rows of all ranks together. ValueError = one value a channel has no variance."""
+        if self.training and world() * x.numel() // x.shape[1] < 2:
+            raise ValueError("batch norm needs more than one image: write a larger train.batch_size")
         if world() == 1 or not (self.training or self.running_mean is None):
             return super().forward(x)
         if x.device.type != "cpu":

@@ -13,12 +13,14 @@ HOPELESS = {"cuda": 60 * 86_400, "cpu": 2 * 86_400}  # seconds
 
 
 def micro_batch(
-    local: int, wanted: int | str, additive: bool, anyway: bool, fits: Callable[[int], bool] | None, objective: str
+    local: int, wanted: int | str, contrasts: str | None, anyway: bool, fits: Callable[[int], bool] | None
 ) -> int:
     """Images that pass through the network together on one device; `local` are due there a step.
 
+    contrasts: why the images of a pass belong together, so that a step is one pass; None = they do not.
     fits: tries a micro-batch on the device; None on CPU, where memory is not probed.
     """
+    whole = contrasts is not None and not anyway
     if wanted != "auto":
         size = int(wanted)
         if local % size:
@@ -27,15 +29,13 @@ def micro_batch(
                 f"write one of {', '.join(map(str, _divisors(local)))}"
             )
     elif fits is None:
-        size = max(d for d in _divisors(local) if d <= CPU_MICRO_BATCH) if additive or anyway else local
-    elif additive or anyway:
-        size = _largest(local, fits)
+        size = local if whole else max(d for d in _divisors(local) if d <= CPU_MICRO_BATCH)
     else:
-        size = local if fits(local) else _largest(local, fits)
-    if size < local and not (additive or anyway):
+        size = local if whole and fits(local) else _largest(local, fits)
+    if size < local and whole:
         raise ValueError(
-            f"objective {objective} contrasts the images of one pass, and here {size} of the {local} images a device "
-            f"has in a step pass at once: accumulation would contrast batches of {size}, another method. "
+            f"{contrasts} of one pass, and here {size} of the {local} images a device has in a step pass at once: "
+            f"accumulated, they would be so many batches of {size}, which is another method. "
             f"Write a train.batch_size of {size} a device, or --train.accumulate anyway"
         )
     return size

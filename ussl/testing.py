@@ -45,7 +45,7 @@ __all__ = [
     "tiny_view",
 ]
 
-START = Progress(step=0, steps=10, epoch=0.0, epochs=1.0)
+START = Progress(step=0, steps=10, epoch=0.0, epochs=100.0)
 
 
 def check_masking(

@@ -16,7 +16,7 @@ from ussl.data.loader import Loader, default_workers
 from ussl.data.preprocess import check, parting
 from ussl.method import Ema, Method
 from ussl.notice import once
-from ussl.parts import Batch, Draws, Encoder, Optimizer, Part, Student
+from ussl.parts import Batch, Draws, Encoder, Optimizer, Part, Progress, Student
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -212,13 +212,14 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
     )
     if training.steps < 1:
         raise ValueError(f"train.epochs {train.epochs} is less than one step: write --train.steps 1 or more")
+    for part in training.parts:  # trial steps come before the first step
+        part.before_step(Progress(0, training.steps, 0.0, train.epochs))
     micro = plan.micro_batch(
         training.local,
         train.micro_batch,
-        method.objective.additive,
+        contrasts(recipe, method),
         train.accumulate == "anyway",
         training.fits if fabric.device.type == "cuda" else None,
-        recipe.resolved["objective"].get("name", "of this recipe"),
     )
     return replace(training, micro=micro, loader=build_loader(fabric, recipe, rows, micro))
 
@@ -232,6 +233,8 @@ def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
     if fresh and (line := parting(getattr(encoder, "init", None), encoder.preprocess)):
         once(line)
     student = Student(encoder, recipe.head(encoder), recipe.joined)
+    if not recipe.joined and not batch_normed(student):
+        raise ValueError("joined: false has no effect: neither encoder nor head has batch norm; remove it")
     target = recipe.target(student)
     method = Method(augmentation, student, recipe.masking(), target, recipe.objective(student, target))
     if recipe.train.activation_checkpointing:
@@ -244,6 +247,20 @@ def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
         encoder.compile()
         method.objective.compile()
     return method.train(), notes
+
+
+def batch_normed(*modules: nn.Module) -> bool:
+    """Whether anything in them takes statistics over the images of a pass."""
+    return any(isinstance(inner, nn.modules.batchnorm._BatchNorm) for one in modules for inner in one.modules())
+
+
+def contrasts(recipe: Recipe, method: Method) -> str | None:
+    """Why the images of one pass belong together, so that gradients cannot be accumulated; None = they do not."""
+    if not method.objective.additive:
+        return f"objective {recipe.resolved['objective'].get('name', 'of this recipe')} contrasts the images"
+    if batch_normed(method.student, method.objective):
+        return "batch norm takes its statistics over the images"
+    return None
 
 
 def build_loader(fabric: Fabric, recipe: Recipe, rows: list[dict[str, Any]], micro: int = 1) -> Loader:

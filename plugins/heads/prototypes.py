@@ -1,4 +1,7 @@
-"""Scores against prototypes, the head of self-distillation."""
+"""Scores against prototypes, the head of self-distillation.
+
+Not lightly's DINOProjectionHead: its last layer is frozen by a call of the training loop, with the epoch.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,14 @@ class Prototypes(Head):
 
     def _scores(self, x: Tensor) -> Tensor:
         return self.last_layer(F.normalize(self.mlp(x), dim=-1))
+
+    def before_step(self, at: Progress) -> None:
+        """ValueError where the prototypes would never move."""
+        if self.freeze_epochs >= at.epochs:
+            raise ValueError(
+                f"the prototypes would stay frozen in all {at.epochs:g} epochs: write a head.freeze_epochs below "
+                f"{self.freeze_epochs:g}, such as {at.epochs / 100:g}"
+            )
 
     def after_backward(self, at: Progress) -> None:
         """Drop the prototypes' gradients in the first epochs."""

@@ -23,8 +23,8 @@ class UsfmMasking(Masking):
 
     Jiao et al. 2024, doi 10.1016/j.media.2024.103202. Of the cells ceil(spatial_ratio x cells) are filled, after the
     frequencies were removed. Radii of the rings, in cycles over the shorter side of the view: `base`, then each larger
-    than the one before by int(increase x radius), at most by `max_increase`, up to half the side. A ring reaches from
-    above one radius to the next; of n radii int(frequency_ratio x n) rings are removed, as in the authors' code, whose
+    than the one before by int(increase x radius), at most by `max_increase`, below half the side. A ring reaches from
+    above one radius to the next; of n radii int(frequency_ratio x n) rings, at least one, are removed, as in the authors' code, whose
     list of rings begins with an empty one. The disc within `base` stays, so the mean of a picture does. The result
     is not clamped to [0, 1], which would put frequencies back.
 
@@ -115,13 +115,12 @@ class UsfmMasking(Masking):
     def _bands(self, image: Tensor, draws: Draws) -> Tensor:
         """(B, K, h, w) the frequencies removed, centred."""
         number, count = self._numbered(image.shape[-2], image.shape[-1], image.device)
-        removed = int(self.frequency_ratio * (count + 1))
-        if not removed:
+        if not count:
             size = f"{image.shape[-2]} x {image.shape[-1]}"
-            what = f"a view of {size} has {count} rings of frequencies from base {self.base} on"
             raise ValueError(
-                f"{what}, of which frequency_ratio {self.frequency_ratio} removes none; write a higher one"
+                f"a view of {size} has no rings of frequencies from base {self.base} on: write a lower base"
             )
+        removed = max(int(self.frequency_ratio * (count + 1)), 1)
         chosen = lowest(draws.uniform("frequency", self.masks, count), removed)
         never = torch.zeros_like(chosen[..., :1])
         return torch.cat([never, chosen, never], -1)[..., number]
@@ -140,9 +139,9 @@ class UsfmMasking(Masking):
 
 
 def radii(side: int, base: int, increase: float, max_increase: int) -> list[int]:
-    """Between which radii the rings of a picture of `side` x `side` lie, ascending, at most half of it."""
+    """Between which radii the rings of a picture of `side` x `side` lie, ascending, less than half of it."""
     found, radius = [], base
-    while radius <= side // 2:
+    while 2 * radius < side:
         found.append(radius)
         radius += min(int(radius * increase), max_increase)
     return found

@@ -113,6 +113,11 @@ class Temperature:
 
     def move(self, at: Progress) -> None:
         """Take the value of this epoch: the `epochs` first ones divide the way evenly, both ends included."""
+        if self.epochs > at.epochs:
+            raise ValueError(
+                f"the teacher's temperature would warm up for {self.epochs} epochs, and there are {at.epochs:g}: "
+                f"write fewer objective.teacher_temperature_warmup_epochs"
+            )
         epoch = math.floor(at.epoch + 1e-9)  # step / steps * epochs may fall just short of a whole epoch
         share = epoch / max(self.epochs - 1, 1)
         self.value = self.final if epoch >= self.epochs else self.start + (self.final - self.start) * share

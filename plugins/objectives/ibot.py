@@ -44,8 +44,11 @@ class Ibot(Dino):
         **options: Any,
     ) -> None:
         super().__init__(student, target, **options)
-        if min(class_weight, patch_weight) < 0 or class_weight + patch_weight == 0:
-            raise ValueError(f"class_weight is {class_weight}, patch_weight {patch_weight}; write 1 and 1")
+        if class_weight < 0 or patch_weight <= 0:
+            raise ValueError(
+                f"class_weight is {class_weight}, patch_weight {patch_weight}; write 1 and 1, or objective: dino "
+                f"where patches are to have no part"
+            )
         self.patch_temperature = self._patch_temperature(teacher_patch_temperature, teacher_patch_temperature_start)
         self.patch_centre = Centre(student.width, patch_centre_momentum)
         self.class_weight, self.patch_weight = class_weight, patch_weight

@@ -65,7 +65,7 @@ class MoCoV3(Objective):
         self.chance = 4 * self.temperature * math.log(images(queries[0], "mocov3"))  # a number of shapes, no state
         with torch.autocast(queries[0].device.type, enabled=False):
             queries, keys = ([F.normalize(precise(x), dim=-1) for x in views] for views in (queries, keys))
-            pairs = [self._contrast(q, k.detach()) for q, k in zip(queries, reversed(keys), strict=True)]
+            pairs = [self._contrast(q, k) for q, k in zip(queries, reversed(keys), strict=True)]
         losses, accuracies, distances = (torch.stack(values) for values in zip(*pairs, strict=True))
         return {"loss": losses.sum(), "contrast_accuracy": accuracies.mean(), "alignment": distances.mean()}
 

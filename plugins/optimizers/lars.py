@@ -121,6 +121,8 @@ class Lars(Optimizer):
             raise ValueError(f"trust must be above 0, such as 0.001, not {trust}")
         self.base_learning_rate = base_learning_rate
         self.scaling = scaling
+        if not momentum and not rate_in_momentum:
+            raise ValueError("rate_in_momentum has no effect without momentum: remove it")
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.trust = trust
