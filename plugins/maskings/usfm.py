@@ -24,9 +24,9 @@ class UsfmMasking(Masking):
     Jiao et al. 2024, doi 10.1016/j.media.2024.103202. Of the cells ceil(spatial_ratio x cells) are filled, after the
     frequencies were removed. Radii of the rings, in cycles over the shorter side of the view: `base`, then each larger
     than the one before by int(increase x radius), at most by `max_increase`, below half the side. A ring reaches from
-    above one radius to the next; of n radii int(frequency_ratio x n) rings, at least one, are removed, as in the authors' code, whose
-    list of rings begins with an empty one. The disc within `base` stays, so the mean of a picture does. The result
-    is not clamped to [0, 1], which would put frequencies back.
+    above one radius to the next; of n radii int(frequency_ratio x n) rings, at least one, are removed, as in the
+    authors' code, whose list of rings begins with an empty one. The disc within `base` stays, so the mean of a picture
+    does. The result is not clamped to [0, 1], which would put frequencies back.
 
     Args:
         spatial_ratio: fraction of the cells that is filled and to be predicted; 0 = none, then all is predicted.
