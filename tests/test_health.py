@@ -99,6 +99,7 @@ HEALTHY = {"loss": 3.0, "feature_spread": 0.4, "feature_rank": 4.0, "target_spre
         ({"feature_rank": 1.001}, "one direction"),
         ({"target_spread": 0.001}, "target is almost the same"),
         ({"loss": math.log(64), "chance": math.log(64)}, "stuck"),
+        ({"loss": 30.0, "chance": 3.0}, "diverged: the loss 30 is 10 times"),
         ({"chance": math.log(64), "teacher_entropy": 0.9999 * math.log(64)}, "uniform"),
         ({"chance": math.log(64), "teacher_entropy": 1e-5}, "certain of everything"),
     ],
@@ -112,7 +113,7 @@ def test_a_loss_at_chance_is_no_fault_before_the_rate_has_peaked():
     at_chance = HEALTHY | {"chance": 3.0}
     assert verdict(at_chance, warm=False) is None
     watch = Watch(warm_after=2 * WINDOW)
-    said = [watch.see(done, at_chance) for done in range(1, 6 * WINDOW + 1)]
+    said = [watch.see(done, at_chance | {"loss": 3 + done / 1000}) for done in range(1, 6 * WINDOW + 1)]
     assert [done for done, words in enumerate(said, 1) if words] == [4 * WINDOW]  # once, when the window is behind
 
 
@@ -129,6 +130,7 @@ def test_a_run_may_stop_when_it_collapses_and_leaves_a_checkpoint(run):
     code, told, out = run("shrink", "--train.stop_on_collapse", "true")
     assert code == 1
     assert "train.stop_on_collapse: collapsed" in told
+    assert (out / "report.html").exists()
     assert checkpoint.load(out / "checkpoints")[0]["step"] in (50, 100, 150, 200)
 
 
@@ -136,3 +138,8 @@ def test_a_run_that_is_stuck_at_chance_says_so(run):
     code, told, _ = run("{name: shrink, chance: 4.0, pull: false}")
     assert code == 0
     assert "stuck: the loss 4 is that of a network which has learned nothing (chance level 4)" in told
+
+
+def test_a_run_stopped_for_a_collapse_can_go_on(run):
+    run("shrink", "--train.stop_on_collapse", "true")
+    assert run("shrink", "--train.stop_on_collapse", "false", "--resume")[0] == 0

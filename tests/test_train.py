@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import ussl
 from ussl.cli import main
+from ussl_plugins.encoders.vit import VisionTransformer
 
 RECIPE = """
 # a network small enough for tests
@@ -470,7 +471,7 @@ def test_a_refused_step_leaves_batch_norm_statistics_as_they_were(command, tmp_p
         "    return {'normed': Normed}\n"
     )
     options = ["--plugin", str(tmp_path / "normed.py"), "--head", "normed", "--train.save_every", "1"]
-    options += ["--train.keep", "9", *misbehaving(monkeypatch, tmp_path, "nan", "1")]
+    options += ["--train.keep", "9", *misbehaving(monkeypatch, tmp_path, "nan", "1"), "--train.accumulate", "anyway"]
     assert main(command(tmp_path / "run", *options)) == 0
     states = [torch.load(p, weights_only=True) for p in sorted((tmp_path / "run" / "checkpoints").glob("step*"))]
     means = [state["method"]["student.head.norm.running_mean"] for state in states[:3]]
@@ -561,3 +562,81 @@ def test_two_runs_of_one_program_get_folders_of_their_own(command, tmp_path, mon
     assert main(without_out) == 0
     assert "USSL_OUT" not in os.environ
     assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def weights_file(path, seed):
+    """A vision transformer of the recipe's shape in MAE's form, decoder and all."""
+    torch.manual_seed(seed)
+    state = VisionTransformer(width=32, depth=2, heads=2, patch=8, image_size=32).network.state_dict()
+    torch.save({"model": state | {"mask_token": torch.zeros(1, 1, 4), "decoder_embed.weight": torch.zeros(1)}}, path)
+
+
+def test_a_resumed_run_keeps_the_lineage_it_began_with_wherever_the_file_is_now(command, tmp_path, capsys):
+    weights_file(tmp_path / "mae.pth", seed=0)
+    words = ["--encoder.init", str(tmp_path / "mae.pth"), "--encoder.init_matched", "0.9"]
+    assert main(command(tmp_path / "run", *words)) == 0
+    begun = json.loads((tmp_path / "run" / "environment.json").read_text())["weights"]
+    assert begun[0]["licence"] == "CC-BY-NC 4.0"
+    newest = max((tmp_path / "run" / "checkpoints").glob("*.pt"), key=lambda p: int(p.name.split("-")[1]))
+    newest.unlink()  # so that there is something left to train
+    (tmp_path / "mae.pth").unlink()
+    (tmp_path / "run" / "encoder" / "config.json").unlink()
+    assert main(command(tmp_path / "run", *words, "--resume")) == 0
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["weights"] == begun
+    assert json.loads((tmp_path / "run" / "encoder" / "config.json").read_text())["ussl"]["weights"] == begun
+
+
+def test_batch_norm_keeps_the_images_of_a_step_together(command, tmp_path, capsys):
+    words = ["--encoder", "{name: timm, model: test_resnet, image_size: 32}", "--masking", "null", "--target", "null"]
+    words += ["--objective", "{name: mean}", "--plugin", str(tmp_path / "mean.py"), "--train.batch_size", "8"]
+    (tmp_path / "mean.py").write_text(ADDITIVE)
+    assert main(command(tmp_path / "a", *words)) == 2
+    assert "batch norm takes its statistics over the images of one pass" in capsys.readouterr().err
+    assert main(command(tmp_path / "b", *words, "--train.micro_batch", "auto")) == 0
+    assert "8 images = 8 x 1 accumulated" in capsys.readouterr().out
+
+
+ADDITIVE = '''
+"""An objective that is a mean over images."""
+from ussl.hookspecs import hookimpl
+from ussl.parts import Objective
+
+
+class Mean(Objective):
+    """The mean feature."""
+
+    additive = True
+
+    def __init__(self, student, target):
+        super().__init__()
+
+    def forward(self, outputs, targets, masks):
+        return {"loss": outputs[0].pooled.square().mean()}
+
+
+@hookimpl
+def ussl_objectives():
+    return {"mean": Mean}
+'''
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--joined false", "joined: false has no effect"),
+        ("--masking null --encoder.mask_token true --objective mean", "encoder.mask_token has no effect"),
+    ],
+)
+def test_a_setting_that_no_part_has_a_use_for_is_refused(command, tmp_path, capsys, words, said):
+    (tmp_path / "mean.py").write_text(ADDITIVE)
+    words = ["--plugin", str(tmp_path / "mean.py"), *words.split()]
+    assert main(command(tmp_path / "run", *words)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_network_made_for_another_size_than_it_trains_on_is_told(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ussl.notice._said", set())
+    assert main(command(tmp_path / "run", "--augmentation.size", "16", "--train.steps", "1")) == 0
+    assert (
+        "made for images of 32 pixels, at which it is probed and exported, and trains on 16" in capsys.readouterr().err
+    )

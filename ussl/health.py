@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from statistics import fmean
 
 WINDOW = 50  # steps whose mean is judged
 SAME = 0.01  # spread below: everything gets almost the same vector (mean cosine about 0.9999)
 ONE_DIRECTION = 1.02  # rank below: 99 % of the variance in one direction
 STUCK = 0.99  # share of the chance level above which a loss has learned nothing
-REMEDY = "Lower optimizer.base_learning_rate, lengthen its warm-up, or see the method's own settings."
+DIVERGED = 2  # times the chance level
+REMEDY = "Change optimizer.base_learning_rate (most often it is too high), its warm-up, or the method's own settings."
 ONE_HOT, UNIFORM = 0.001, 0.999  # shares of the largest entropy beyond which a teacher says nothing
 
 
@@ -18,33 +19,42 @@ def verdict(values: Mapping[str, float], warm: bool = True) -> str | None:
     """A sentence when mean values of some steps show a run that has collapsed or learns nothing, else None.
 
     Args:
-        values: of `signs`, with "loss", and "chance" and "teacher_entropy" where the method has them.
+        values: of `ussl.signs`, with "loss", and "chance" and "teacher_entropy" where the method has them.
         warm: the learning rate has passed its peak, so that the loss should have left its chance level.
     """
-    if values.get("feature_spread", 1) < SAME:
-        return f"collapsed: every image gets almost the same features (spread {values['feature_spread']:.2g} of 1)"
+    return next((sentence for _, sentence in findings(values, warm)), None)
+
+
+def findings(values: Mapping[str, float], warm: bool) -> Iterator[tuple[str, str]]:
+    """Kind and sentence of everything that is wrong, the worst first."""
+    spread, target = values.get("feature_spread", 1), values.get("target_spread", 1)
+    if spread < SAME:
+        yield "features", f"collapsed: every image gets almost the same features (spread {spread:.2g} of 1)"
     if values.get("feature_rank", 2) < ONE_DIRECTION:
-        return "collapsed to one direction: more than 99 % of the features' variance lies along a line"
-    if values.get("target_spread", 1) < SAME:
-        return f"collapsed: the target is almost the same for every image (spread {values['target_spread']:.2g} of 1)"
-    chance, loss = values.get("chance"), values["loss"]
-    if chance and (teacher := _teacher(values, chance)):
-        return teacher
-    if warm and chance and loss > STUCK * chance:
-        return f"stuck: the loss {loss:.4g} is that of a network which has learned nothing (chance level {chance:.4g})"
-    return None
+        yield "rank", "collapsed to one direction: more than 99 % of the features' variance lies along a line"
+    if target < SAME:
+        yield "target", f"collapsed: the target is almost the same for every image (spread {target:.2g} of 1)"
+    if chance := values.get("chance"):
+        yield from _teacher(values.get("teacher_entropy"), chance)
+        yield from _loss(values["loss"], chance) if warm else ()
 
 
-def _teacher(values: Mapping[str, float], chance: float) -> str | None:
-    """What is wrong with a teacher that says shares over prototypes, by its entropy; chance = the largest there is."""
-    entropy = values.get("teacher_entropy")
-    if entropy is None:
-        return None
-    if entropy < ONE_HOT * chance:
-        return f"collapsed: the teacher is certain of everything (entropy {entropy:.2g} of {chance:.4g})"
-    if entropy > UNIFORM * chance:
-        return f"collapsed: the teacher's answer is uniform (entropy {entropy:.4g} of {chance:.4g}): it says nothing"
-    return None
+def _teacher(entropy: float | None, chance: float) -> Iterator[tuple[str, str]]:
+    """A teacher that says shares over prototypes, by its entropy; chance = the largest there is."""
+    if entropy is not None and entropy < ONE_HOT * chance:
+        yield "one-hot", f"collapsed: the teacher is certain of everything (entropy {entropy:.2g} of {chance:.4g})"
+    if entropy is not None and entropy > UNIFORM * chance:
+        told = f"entropy {entropy:.4g} of {chance:.4g}"
+        yield "uniform", f"collapsed: the teacher's answer is uniform ({told}): it says nothing"
+
+
+def _loss(loss: float, chance: float) -> Iterator[tuple[str, str]]:
+    if loss > DIVERGED * chance:
+        told = f"the loss {loss:.4g} is {loss / chance:.3g} times"
+        yield "diverged", f"diverged: {told} that of a network which has learned nothing (chance level {chance:.4g})"
+    elif loss > STUCK * chance:
+        told = f"the loss {loss:.4g} is that of a network which has learned nothing (chance level {chance:.4g})"
+        yield "stuck", f"stuck: {told}"
 
 
 class Watch:
@@ -63,11 +73,10 @@ class Watch:
         if self.waits > 0:
             return None
         self.waits = WINDOW
-        found = verdict(means(self.values), warm=done > self.warm_after)
-        if found is None or (kind := found.partition(" (")[0]) in self.said:
-            return None
-        self.said.add(kind)
-        return found
+        found = dict(findings(means(self.values), warm=done > self.warm_after))
+        new = [kind for kind in found if kind not in self.said]
+        self.said.update(found)
+        return found[new[0]] if new else None
 
 
 def means(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

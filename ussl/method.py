@@ -23,6 +23,12 @@ class Method(nn.Module):
         objective: Objective,
     ) -> None:
         super().__init__()
+        if masking is None and student.encoder.accepts == {"token"}:
+            raise ValueError(
+                "encoder.mask_token has no effect without masking: write masking: {name: block, how: token}"
+            )
+        if getattr(student.head, "patches", False) and not objective.reads_patches:
+            raise ValueError("head.patches has no effect: this objective reads the features of images only; remove it")
         if masking is not None and not student.encoder.accepts:
             raise ValueError("this encoder cannot mask patches: remove masking from the recipe")
         self.augmentation = augmentation

@@ -280,6 +280,7 @@ class Objective(Part, ABC):
     """The loss, with its decoder or predictor. `__init__(self, student, target, *, options)`."""
 
     additive: bool = False  # the loss is a mean over images: accumulation is exact
+    reads_patches: bool = True  # it has a use for the tokens of patches
     chance: float | None = None  # the loss of a network that has learned nothing, where known; after a first forward
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,9 +119,12 @@ class Recipe:
         """What turns batches into views."""
         return self._build("augmentation")
 
-    def encoder(self) -> parts.Encoder:
-        """The network that is trained."""
-        return self._build("encoder")
+    def encoder(self, statistics: Mapping[str, Any] | None = None) -> parts.Encoder:
+        """The network that is trained; `statistics` (mean, std) are its own where it has them as options."""
+        choice = self._parts["encoder"]
+        assert isinstance(choice, Choice)
+        known = {name: value for name, value in (statistics or {}).items() if name in choice.keywords}
+        return replace(choice, keywords=choice.keywords | known).build()
 
     def head(self, encoder: parts.Encoder) -> parts.Head | None:
         """What stands between encoder and objective."""

@@ -27,6 +27,7 @@ PACKAGES = ("ultrasound-ssl", "torch", "timm", "pytorch-lightning", "numpy", "pi
 FREE = (
     *(f"train.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch")),
     *(f"train.{key}" for key in ("compile", "activation_checkpointing", "save_every", "keep", "max_refused")),
+    "train.stop_on_collapse",
     *("train.precision", "loader.workers", "source.path", "export", "plugins", "probes."),
 )
 

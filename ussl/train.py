@@ -40,7 +40,7 @@ def fit(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> int:
         if state and state["step"] == state["steps"] and all((out / name).exists() for name in FINISHED):
             fabric.print(f"finished  all {state['steps']} steps were done before; nothing changed")
             return 0
-        training = build(fabric, recipe, fresh=state is None)
+        training = build(fabric, recipe, state)
         if state is not None:
             training.restore(state)
         lines = list(training.described())
@@ -115,7 +115,7 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
             ):
                 save(training, out, done)  # first: a probe may take long, or fail
             if ill:
-                tell(training, done, ill)
+                tell(training, out, done, ill)
             if stop and done < training.steps:
                 break
             probing.measure(due, done)
@@ -123,10 +123,11 @@ def loop(training: Training, out: Path, interruption: Interruption) -> tuple[int
     return done, clock
 
 
-def tell(training: Training, done: int, ill: str) -> None:
+def tell(training: Training, out: Path, done: int, ill: str) -> None:
     """Say that a run is not learning; RunFailed where the recipe wants it to end so."""
     training.fabric.print(f"\nhealth    after {done} steps: {ill}")
     if training.recipe.train.stop_on_collapse:
+        together(training.fabric, lambda: write_report(training, out))
         raise RunFailed(f"train.stop_on_collapse: {ill}. A checkpoint of step {done} is there. {REMEDY}")
 
 
@@ -278,9 +279,7 @@ def save(training: Training, out: Path, done: int) -> None:
 
 def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
     """Say what was done, export the encoder if training is complete, write the report; the exit code."""
-    from ussl import report
     from ussl.export import write_encoder
-    from ussl.report import snapshot
 
     fabric, complete = training.fabric, done == training.steps
     seconds, waited = clock.total()
@@ -299,12 +298,20 @@ def finish(training: Training, out: Path, done: int, clock: Clock) -> int:
     if fabric.is_global_zero:
         for line in table(out):
             print(line)
-        snapshot.save(training, out / "snapshot")
-        print(f"report    {report.write(out)}", flush=True)
+        write_report(training, out)
     fabric.barrier()
     if not complete:
         fabric.print(f"interrupted: --resume continues from {out / 'checkpoints'}")
     return 0 if complete else 130
+
+
+def write_report(training: Training, out: Path) -> None:
+    """report.html of what was trained so far."""
+    from ussl import report
+    from ussl.report import snapshot
+
+    snapshot.save(training, out / "snapshot")
+    print(f"report    {report.write(out)}", flush=True)
 
 
 def progress_bar(start: int, steps: int, first: bool) -> Any:

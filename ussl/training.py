@@ -48,6 +48,7 @@ class Training:
     notes: list[str]  # of the encoder's initialisation
     start: int = 0  # steps done before
     refused: int = 0  # steps refused in a row
+    recorded: list[dict[str, Any]] | None = None  # the pretrained weights that a resumed run began from
 
     @property
     def local(self) -> int:
@@ -60,6 +61,8 @@ class Training:
 
     def lineage(self) -> list[dict[str, Any]]:
         """The pretrained weights in use."""
+        if self.recorded is not None:
+            return self.recorded
         found = [weights for part in self.parts for weights in part.lineage()]
         return [
             weights for i, weights in enumerate(found) if weights not in found[:i]
@@ -78,6 +81,7 @@ class Training:
             "optimizer": self.update.state_dict(),
             "ema": None if self.ema is None else self.ema.average,
             "weights": self.lineage(),
+            "statistics": {name: tuple(getattr(self.method.student.encoder, name)) for name in ("mean", "std")},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -96,7 +100,7 @@ class Training:
         self.update.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.average = {name: x.to(self.fabric.device) for name, x in state["ema"].items()}
-        self.start, self.refused = state["step"], state["refused"]
+        self.start, self.refused, self.recorded = state["step"], state["refused"], state["weights"]
 
     def exported(self) -> Encoder:
         """The encoder with the weights that `export` names."""
@@ -180,15 +184,15 @@ class Training:
         return float(self.fabric.all_reduce(fit, reduce_op="sum")) == self.fabric.world_size  # type: ignore[arg-type]
 
 
-def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
-    """Everything a run needs, on its device; nothing of a checkpoint yet."""
+def build(fabric: Fabric, recipe: Recipe, state: Mapping[str, Any] | None) -> Training:
+    """Everything a run needs, on its device; of the checkpoint `state` only how its encoder normalises."""
     train = recipe.train
     if train.batch_size % fabric.world_size:
         raise ValueError(f"train.batch_size {train.batch_size} does not divide by {fabric.world_size} devices")
     own = recipe.resolved["source"].get("name", "source")
     rows = [{**row, "reader": row.get("reader") or own} for row in recipe.source().rows()]
     torch.manual_seed(recipe.seed)
-    method, notes = build_method(recipe, fresh)
+    method, notes = build_method(recipe, state is None, state["statistics"] if state else {})
     wrapped = fabric.setup_module(method)
     optimizer = recipe.optimizer()
     loader = build_loader(fabric, recipe, rows)
@@ -224,12 +228,23 @@ def build(fabric: Fabric, recipe: Recipe, fresh: bool) -> Training:
     return replace(training, micro=micro, loader=build_loader(fabric, recipe, rows, micro))
 
 
-def build_method(recipe: Recipe, fresh: bool) -> tuple[Method, list[str]]:
-    """The method in training mode, and what the encoder's initialisation had to say."""
-    encoder = recipe.encoder()
+def build_method(
+    recipe: Recipe, fresh: bool, statistics: Mapping[str, tuple[float, ...]] | None = None
+) -> tuple[Method, list[str]]:
+    """The method in training mode, and what the encoder's initialisation had to say.
+
+    statistics: mean and std of a run that goes on, whose `init` need not be there any more.
+    """
+    encoder = recipe.encoder(statistics or {})
     notes = encoder.initialize(recipe.formats()) if fresh else []
     augmentation = recipe.augmentation()
     encoder.preprocess = check(augmentation.preprocess, "the augmentation")
+    side, made_for = getattr(augmentation, "size", None), getattr(encoder, "image_size", None)
+    if side and made_for and side != made_for:
+        once(
+            f"the encoder is made for images of {made_for} pixels, at which it is probed and exported, and trains on "
+            f"{side}: write --encoder.image_size {side} to have one"
+        )
     if fresh and (line := parting(getattr(encoder, "init", None), encoder.preprocess)):
         once(line)
     student = Student(encoder, recipe.head(encoder), recipe.joined)
@@ -257,7 +272,7 @@ def batch_normed(*modules: nn.Module) -> bool:
 def contrasts(recipe: Recipe, method: Method) -> str | None:
     """Why the images of one pass belong together, so that gradients cannot be accumulated; None = they do not."""
     if not method.objective.additive:
-        return f"objective {recipe.resolved['objective'].get('name', 'of this recipe')} contrasts the images"
+        return f"objective {recipe.resolved['objective'].get('name', 'of this recipe')} compares the images"
     if batch_normed(method.student, method.objective):
         return "batch norm takes its statistics over the images"
     return None

@@ -53,6 +53,7 @@ class Looks(Augmentation):
     def __init__(self, looks: Sequence[Look], in_sector: bool) -> None:
         super().__init__()
         self.looks = tuple(looks)
+        self.size = self.looks[0].crop.size  # of the first view, a global one
         self.in_sector = in_sector
 
     def forward(self, batch: Batch, draws: Draws) -> list[View]:

@@ -174,15 +174,21 @@ class Ijepa(Objective):
     def forward(
         self, outputs: list[Tokens], targets: list[Tokens | None], masks: list[Mask | None]
     ) -> dict[str, Tensor]:
-        """{"loss", "target_std", "prediction_std"}: the deviations, over tokens, are 0 when all patches look alike."""
+        """{"loss", "chance", "target_std", "prediction_std"}.
+
+        chance is the loss of one prediction for all, the mean of this device's targets; the deviations, over tokens,
+        are 0 when all patches look alike.
+        """
         views = zip(outputs, targets, masks, strict=True)
         results = [self._view(output, target, mask) for output, target, mask in views if target is not None]
         if not results:
             raise ValueError("ijepa needs a target for at least one view; write target: ema")
-        loss, target_std, prediction_std = (torch.stack(values).mean() for values in zip(*results, strict=True))
-        return {"loss": loss, "target_std": target_std, "prediction_std": prediction_std}
+        names = ("loss", "chance", "target_std", "prediction_std")
+        return {
+            name: torch.stack(values).mean() for name, values in zip(names, zip(*results, strict=True), strict=True)
+        }
 
-    def _view(self, context: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _view(self, context: Tokens, target: Tokens, mask: Mask | None) -> tuple[Tensor, ...]:
         _check_view(context, target, mask)
         assert mask is not None
         assert target.patches is not None
@@ -191,7 +197,9 @@ class Ijepa(Objective):
         predicted = precise(self.predict(context, where))
         said = F.layer_norm(precise(target.patches), target.patches.shape[-1:])[:, :, None]  # (B, 1, 1, N, C)
         wanted = at(said, where)
-        return F.smooth_l1_loss(predicted, wanted), _spread(wanted), _spread(predicted)
+        constant = wanted.flatten(0, -2).mean(0).expand_as(wanted)
+        chance = F.smooth_l1_loss(constant, wanted)
+        return F.smooth_l1_loss(predicted, wanted), chance, _spread(wanted), _spread(predicted)
 
     def predict(self, context: Tokens, where: Tensor) -> Tensor:
         """Tokens (B, K, P, A, C) at grid positions (B, K, P, A), each of the P sets by itself."""

@@ -110,9 +110,7 @@ def _learning(run: Run) -> Verdict | None:
         return None
     last = {name: float(column[-WINDOW:].mean()) for name, column in run.metrics.items()}
     if ill := verdict(last):
-        return Verdict(
-            "bad", f"The training has {ill}." if ill.startswith("coll") else f"The training is {ill}.", REMEDY
-        )
+        return Verdict("bad", f"The training {'is' if ill.startswith('stuck') else 'has'} {ill}.", REMEDY)
     told = f"features differ (spread {number(last['feature_spread'])} of 1, rank {number(last['feature_rank'])})"
     if "chance" in last:
         told += f"; the loss is {percent(last['loss'] / last['chance'])} of its chance level {number(last['chance'])}"
