@@ -209,7 +209,7 @@ def test_half_of_the_published_views_are_mirrored(kind):
         (
             DINO,
             {"local_views": 0, "local_size": 64},
-            "local_size and local_scale have no effect with local_views: 0",
+            "local_size and local_scale have no effect with local_views: 0; write null for both",
         ),
         (DINO, {"local_views": 0, "local_scale": (0.1, 0.4)}, "local_size and local_scale have no effect"),
     ],
@@ -221,7 +221,12 @@ def test_a_wrong_option_is_refused(kind, options, said):
 
 
 def test_dino_without_local_views_has_two():
-    assert len(DINO(local_views=0).looks) == 2
+    assert len(DINO(local_views=0, local_size=None, local_scale=None).looks) == 2
+
+
+def test_null_stands_for_dinos_published_local_views():
+    *_, local = DINO(local_size=None, local_scale=None).looks
+    assert (local.crop.size, local.crop.scale) == (96, (0.05, 0.4))
 
 
 def test_a_sector_holds_the_scan_and_its_cyst_but_not_the_surround():

@@ -278,13 +278,14 @@ def test_outputs_that_do_not_fit_are_refused(name):
     targets = [None, None] if name == "simclr" else [view, view]
     with pytest.raises(ValueError, match=f"this augmentation makes 3; write augmentation: {name}"):
         part([view] * 3, [*targets, None], [None] * 3)
-    with pytest.raises(ValueError, match="head: mlp"):
-        part([Tokens(None, view.pooled[:, None], None, (1, 1))] * 2, targets, [None] * 2)
+    patches_only = Tokens(None, view.pooled[:, None], None, (1, 1))
+    with pytest.raises(ValueError, match="this student has none; write head: mlp"):
+        part([patches_only] * 2, [target and patches_only for target in targets], [None] * 2)
     several = tiny_student()([tiny_view(), tiny_view()], [tiny_mask(tiny_view(), (4, 4), 2)] * 2)
     with pytest.raises(ValueError, match="leave masking out"):
         part(several, targets, [None] * 2)
     single = tokens(numbers(1, WIDTH))
-    with pytest.raises(ValueError, match="larger batch_size"):
+    with pytest.raises(ValueError, match=r"larger train\.batch_size or train\.micro_batch"):
         part([single] * 2, [target and single for target in targets], [None] * 2)
 
 
@@ -292,3 +293,10 @@ def test_mocov3_needs_a_target_for_both_views():
     view = tokens(numbers(IMAGES, WIDTH))
     with pytest.raises(ValueError, match="both views"):
         mocov3()([view, view], [view, None], [None, None])
+
+
+def test_mocov3_needs_a_target_with_image_features():
+    view = tokens(numbers(IMAGES, WIDTH))
+    patches_only = Tokens(None, view.pooled[:, None], None, (1, 1))
+    with pytest.raises(ValueError, match="this target has none; write target: ema"):
+        mocov3()([view, view], [patches_only] * 2, [None, None])

@@ -262,9 +262,20 @@ def test_going_on_from_a_blurred_encoder_without_the_blur_is_said(tmp_path):
     said = parting(tmp_path / "run", {})
     assert said is not None
     assert "was trained on pictures with gaussian_blur 1.1, which this augmentation does not do" in said
-    assert "gaussian_blur 1.1" in parting(tmp_path / "run" / "encoder", {"gaussian_blur": 2.0})
+    assert said.endswith("is exported without; augmentation: deblur keeps the blur")
     assert parting(tmp_path / "run", {"gaussian_blur": 1.1}) is None
     assert parting(tmp_path / "sharp", {"gaussian_blur": 1.1}) is None
     assert parting("vit_base_patch16_224.mae", {}) is None
     assert parting(None, {}) is None
     assert TinyEncoder().preprocess == {}  # the class' own is no other encoder's
+
+
+@pytest.mark.parametrize("now", [{"gaussian_blur": 2.0}, {"gaussian_blur_resized": 1.1}])
+def test_going_on_from_a_blurred_encoder_with_another_blur_says_which_is_exported(tmp_path, now):
+    encoder = VisionTransformer(size="tiny", depth=1, image_size=32)
+    encoder.preprocess = {"gaussian_blur": 1.1}
+    write_encoder(encoder, tmp_path / "encoder")
+    ((name, sigma),) = now.items()
+    said = parting(tmp_path, now)
+    assert f"was trained on pictures with gaussian_blur 1.1, and this augmentation does {name} {sigma}: " in said
+    assert said.endswith(f"is exported with {name} {sigma}")

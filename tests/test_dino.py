@@ -424,7 +424,11 @@ def test_the_loss_is_fp32_under_mixed_precision():
     ("options", "words"),
     [
         ({"student_temperature": 0.0}, "above 0"),
-        ({"teacher_temperature": -1.0}, "above 0"),
+        ({"teacher_temperature": 0.0}, "^the teacher's temperature is 0.0; write a number above 0, such as 0.04$"),
+        (
+            {"teacher_temperature_start": -1.0, "teacher_temperature_warmup_epochs": 3},
+            "^the teacher's temperature starts at -1.0; write a number above 0",
+        ),
         ({"teacher_temperature_start": 0.04}, "write both"),
         ({"teacher_temperature_warmup_epochs": 3}, "write both"),
         ({"teacher_temperature_start": 0.04, "teacher_temperature_warmup_epochs": -3}, "0 or more"),

@@ -320,7 +320,7 @@ def test_a_method_that_does_not_fit_is_refused():
         MaskedPrediction(student, None)
     with pytest.raises(ValueError, match="target for at least one view"):
         objective(outputs, [None], [mask])
-    with pytest.raises(ValueError, match="masking: random"):
+    with pytest.raises(ValueError, match=r"local views have none; write masking: random, and .* global views only"):
         objective(outputs, targets, [None])
     blocks = Mask(mask.hidden, mask.predict.expand(-1, -1, 2, -1), mask.seen, mask.asked)
     with pytest.raises(ValueError, match="this masking asks 2"):
@@ -332,3 +332,6 @@ def test_a_method_that_does_not_fit_is_refused():
     partial = RandomMasking(decode=0.5)(view, (4, 6), tiny_draws(3))
     with pytest.raises(ValueError, match="decodes a part"):
         everything(outputs, targets, [partial])
+    both = RandomMasking(predict="all")(view, (4, 6), tiny_draws(3))
+    with pytest.raises(ValueError, match="on: all has no effect: the masking asks for every patch already; remove it"):
+        everything(outputs, targets, [both])

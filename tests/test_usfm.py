@@ -165,9 +165,14 @@ def test_options_that_cannot_be_met_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
-        ({"cell": 24}, 64, "cells of 24 pixels cannot be filled in a view of 64 x 64 with patches of 16.*cell: 32"),
-        ({"cell": 64}, 64, "something is left to see at spatial_ratio 0.6; write cell: 32"),
-        ({"spatial_ratio": 0.99}, 64, "write a lower spatial_ratio"),
+        ({"cell": 24}, 64, "^cell is 24, which is no multiple of the patch, 16 pixels; write cell: 32$"),
+        ({"cell": 48}, 64, "^cell is 48, which does not divide a view of 64 x 64; write cell: 32$"),
+        ({"cell": 64}, 64, "^cell is 64, which leaves nothing to see of .* at spatial_ratio 0.6; write cell: 32$"),
+        (
+            {"spatial_ratio": 0.99},
+            64,
+            "^spatial_ratio 0.99 leaves nothing to see of a view of 64 x 64 with patches of 16",
+        ),
         ({"base": 40}, 64, "has no rings of frequencies from base 40 on: write a lower base"),
     ],
 )

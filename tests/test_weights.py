@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import re
 import time
 
 import huggingface_hub
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ussl import weights
+from ussl import checkpoint, weights
 from ussl_plugins.initializations.vision_transformer import VisionTransformerFormat
 
 MARKS = ("patch_embed.proj.weight", "cls_token", "blocks.0.attn.qkv.weight")
@@ -107,6 +108,20 @@ def test_a_run_folder_means_the_weights_in_it(tmp_path):
     save_file(state(), tmp_path / "encoder" / "model.safetensors")
     assert weights.locate(tmp_path) == tmp_path / "encoder" / "model.safetensors"
     assert weights.read(tmp_path).keys() == weights.read(tmp_path / "encoder").keys() == state().keys()
+
+
+def test_a_checkpoint_of_a_run_is_refused_with_the_folder_to_give_instead(tmp_path):
+    run = tmp_path / "run"
+    state = {"step": 7, "recipe": {}, "method": {}, "optimizer": {}}
+    name = checkpoint.save(run / "checkpoints", 7, state, 1)
+    for given in (name, run / "checkpoints"):
+        with pytest.raises(
+            ValueError, match=rf"what a run resumes from, not an encoder: give the run's folder {re.escape(str(run))}$"
+        ):
+            weights.read(given)
+    copy = name.rename(tmp_path / "copy.pt")
+    with pytest.raises(ValueError, match=r"copy.pt is what a run .*: give the run's folder$"):
+        weights.read(copy)
 
 
 def test_a_digest_is_the_sha256_of_the_file(tmp_path):

@@ -92,7 +92,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """As nn.BatchNorm of the rows of all ranks together. ValueError = one value a channel has no variance."""
         if self.training and world() * x.numel() // x.shape[1] < 2:
-            raise ValueError("batch norm needs more than one image: write a larger train.batch_size")
+            raise ValueError(
+                "batch norm needs more than one image: write a larger train.batch_size or train.micro_batch"
+            )
         if world() == 1 or not (self.training or self.running_mean is None):
             return super().forward(x)
         if x.device.type != "cpu":

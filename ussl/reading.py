@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _IN_FOLDERS = ("encoder/model.safetensors", "model.safetensors", "pytorch_model.bin")
+_RESUMED = {"step", "recipe", "method", "optimizer"}  # what the checkpoints of ussl's own runs have
 _HARMLESS: list[Any] = [argparse.Namespace, pathlib.PosixPath]  # what training scripts keep beside the tensors
 
 
@@ -27,6 +28,8 @@ def locate(path: str | Path) -> Path:
     for name in _IN_FOLDERS:
         if (path / name).is_file():
             return path / name
+    if any(path.glob("step-*.pt")):
+        raise ValueError(f"{path} holds what a run resumes from, not an encoder: {_advice(path)}")
     raise ValueError(f"{path} holds no weights: a run or encoder folder has {' or '.join(_IN_FOLDERS[:2])}")
 
 
@@ -55,7 +58,14 @@ def read(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     checkpoint = _safetensors(file) if _is_safetensors(file) else _torch(file, mapped and zipfile.is_zipfile(file))
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a dictionary of tensors")
+    if checkpoint.keys() >= _RESUMED:
+        raise ValueError(f"{file} is what a run resumes from, not an encoder: {_advice(file.parent)}")
     return checkpoint
+
+
+def _advice(checkpoints: Path) -> str:
+    """What to give in place of the folder in which a run keeps its checkpoints."""
+    return f"give the run's folder{f' {checkpoints.parent}' if checkpoints.name == 'checkpoints' else ''}"
 
 
 def _is_safetensors(file: Path) -> bool:

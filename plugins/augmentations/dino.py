@@ -29,8 +29,9 @@ class DINO(Looks):
         size: rows and columns of the global views, in pixels.
         scale: share of the picture's area that a global crop takes (published for ViT-B/16: 0.25 to 1).
         local_views: how many local views; their role is "local".
-        local_size: rows and columns of the local views, in pixels.
-        local_scale: share of the picture's area that a local crop takes (published for ViT-B/16: 0.05 to 0.25).
+        local_size: rows and columns of the local views, in pixels; 96 by default.
+        local_scale: share of the picture's area that a local crop takes; by default 0.05 to 0.4 (published for
+            ViT-B/16: 0.05 to 0.25).
         ratio: width / height of a crop before it is made square.
         horizontal_flip: probability; by default 0.5, with `us` 0: left and right mean something in ultrasound.
     """
@@ -42,19 +43,20 @@ class DINO(Looks):
         size: int = 224,
         scale: tuple[float, float] = (0.4, 1.0),
         local_views: int = 8,
-        local_size: int = LOCAL_SIZE,
-        local_scale: tuple[float, float] = LOCAL_SCALE,
+        local_size: int | None = None,
+        local_scale: tuple[float, float] | None = None,
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         horizontal_flip: float | None = None,
     ) -> None:
         us = for_ultrasound(preset)
         if local_views < 0:
             raise ValueError(f"local_views is {local_views}; write how many small views a picture has, 0 for none")
-        if local_views == 0 and (local_size, tuple(local_scale)) != (LOCAL_SIZE, LOCAL_SCALE):
-            raise ValueError("local_size and local_scale have no effect with local_views: 0; remove them")
+        if local_views == 0 and (local_size, local_scale) != (None, None):
+            raise ValueError("local_size and local_scale have no effect with local_views: 0; write null for both")
+        local_size = LOCAL_SIZE if local_size is None else local_size
         flip = (0.0 if us else 0.5) if horizontal_flip is None else horizontal_flip
         large = crop(size, scale, ratio, flip)
-        small = crop(local_size, local_scale, ratio, flip, prefix="local_")
+        small = crop(local_size, local_scale or LOCAL_SCALE, ratio, flip, prefix="local_")
         first, second, local = (
             rescan if us else Distortion(JITTER, blur=blur, taps=WHOLE_BLUR, solarize=solarize)
             for blur, solarize in ((1.0, 0.0), (0.1, 0.2), (0.5, 0.0))

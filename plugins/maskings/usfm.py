@@ -101,13 +101,21 @@ class UsfmMasking(Masking):
         ]
         if self.cell in fits:
             return self.cell
-        usual = [side for side in fits if side <= max(CELL, patch)]
-        if self.cell is None and usual:
-            return usual[-1]
-        advice = f"write cell: {usual[-1]}" if usual else "write a lower spatial_ratio"
-        cells = "no cells" if self.cell is None else f"cells of {self.cell} pixels cannot be"
-        what = f"{cells} filled in a view of {height} x {width} with patches of {patch}"
-        raise ValueError(f"{what} so that something is left to see at spatial_ratio {self.spatial_ratio}; {advice}")
+        if not fits:
+            view = f"a view of {height} x {width} with patches of {patch}"
+            raise ValueError(f"spatial_ratio {self.spatial_ratio} leaves nothing to see of {view}; write a lower one")
+        usual = [side for side in fits if side <= max(CELL, patch)][-1]
+        if self.cell is None:
+            return usual
+        raise ValueError(f"cell is {self.cell}, which {self._misfit(height, width, patch)}; write cell: {usual}")
+
+    def _misfit(self, height: int, width: int, patch: int) -> str:
+        """Why cells of the side that was asked for cannot be filled."""
+        if self.cell % patch:
+            return f"is no multiple of the patch, {patch} pixels"
+        if height % self.cell or width % self.cell:
+            return f"does not divide a view of {height} x {width}"
+        return f"leaves nothing to see of a view of {height} x {width} at spatial_ratio {self.spatial_ratio}"
 
     def _leaves(self, cells: int) -> bool:
         return math.ceil(self.spatial_ratio * cells) < cells

@@ -103,8 +103,9 @@ class Temperature:
     """The teacher's temperature, constant within an epoch."""
 
     def __init__(self, final: float, start: float | None, epochs: int) -> None:
-        if final <= 0 or (start is not None and start <= 0):
-            raise ValueError(f"the teacher's temperature goes from {start} to {final}; write numbers above 0, as 0.04")
+        for verb, value in (("is", final), ("starts at", final if start is None else start)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"the teacher's temperature {verb} {value}; write a number above 0, such as 0.04")
         if epochs < 0:
             raise ValueError(f"the teacher's temperature warms up for {epochs} epochs; write 0 or more")
         self.final, self.epochs = final, epochs

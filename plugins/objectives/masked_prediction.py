@@ -72,8 +72,8 @@ class MaskedPrediction(Objective):
     ) -> dict[str, Tensor]:
         """{"loss", "chance", "target_std", "prediction_std"}, means over the views that have a target.
 
-        chance is the loss of predicting the same everywhere, the mean of the targets. The deviations are over tokens,
-        averaged over channels: at 0 nothing is left to tell patches apart by.
+        chance is the loss of predicting the same everywhere, the mean of the targets of this device. The deviations
+        are over its tokens, averaged over channels: at 0 nothing is left to tell patches apart by.
         """
         views = zip(outputs, targets, masks, strict=True)
         results = [self._view(output, target, mask) for output, target, mask in views if target is not None]
@@ -188,7 +188,10 @@ def _check_options(width: int, depth: int, heads: int, loss: str, beta: float | 
 
 def _check_view(seen: Tokens, target: Tokens, mask: Mask | None, on: str) -> None:
     if mask is None:
-        raise ValueError("masked_prediction needs a mask for every view with a target; write masking: random")
+        raise ValueError(
+            "masked_prediction needs a mask for every view with a target, and local views have none; write masking: "
+            "random, and an augmentation with global views only, such as crop"
+        )
     if mask.predict.shape[2] != 1:
         raise ValueError(
             f"masked_prediction predicts one set of patches a mask; this masking asks {mask.predict.shape[2]}"
@@ -198,7 +201,18 @@ def _check_view(seen: Tokens, target: Tokens, mask: Mask | None, on: str) -> Non
         raise ValueError(f"masked_prediction needs tokens of patches; this {whose} has none")
     if target.grid != seen.grid:
         raise ValueError(f"the target's grid {target.grid} is not the student's {seen.grid}")
-    if on == "all" and mask.asked not in (mask.hidden.shape[-1] - mask.seen, mask.hidden.shape[-1]):
+    if on == "all":
+        _check_all(mask)
+
+
+def _check_all(mask: Mask) -> None:
+    """ValueError unless the masking asks for what is hidden, which `on: all` adds the seen patches to."""
+    patches = mask.hidden.shape[-1]
+    if mask.asked == patches:
+        raise ValueError(
+            "on: all has no effect: the masking asks for every patch already; remove it, or write on: masked"
+        )
+    if mask.asked != patches - mask.seen:
         raise ValueError(
             "on: all predicts every patch, but the masking decodes a part; leave the masking's decode out, or on: all"
         )

@@ -24,8 +24,9 @@ class MoCoV3(Objective):
     keys k, the teacher's features of the images of all devices, the loss is ctr(q1, k2) + ctr(q2, k1), where
     ctr(q, k) = 2 temperature * mean over images of -log softmax(cosine / temperature) at the image's own key.
 
-    Needs head `mlp` and target `ema`; with `joined: false` the batch norms see one view at a time, as in the authors'
-    code, and as the predictor's always do. Several micro-batches are not one batch: each is contrasted within itself.
+    Made for head `mlp` and target `ema`; with `joined: false` the batch norms see one view at a time, as in the
+    authors' code, and as the predictor's always do. Several micro-batches are not one batch: each is contrasted within
+    itself.
 
     Args:
         temperature: divides the cosines (0.2 for vision transformers, 1 for ResNets).
@@ -60,12 +61,13 @@ class MoCoV3(Objective):
         contrast_accuracy is the share of queries whose nearest key is that of their image; alignment the mean squared
         distance between the two on the unit sphere.
         """
+        seen = [features(view, "mocov3", "student") for view in two(outputs, "mocov3")]
         keys = [features(view, "mocov3", "target") for view in taught(targets)]
-        queries = [self.predictor(features(view, "mocov3", "student")) for view in two(outputs, "mocov3")]
+        queries = [self.predictor(view) for view in seen]
         self.chance = 4 * self.temperature * math.log(images(queries[0], "mocov3"))  # a number of shapes, no state
         with torch.autocast(queries[0].device.type, enabled=False):
             queries, keys = ([F.normalize(precise(x), dim=-1) for x in views] for views in (queries, keys))
-            pairs = [self._contrast(q, k) for q, k in zip(queries, reversed(keys), strict=True)]
+            pairs = [self._contrast(q, k.detach()) for q, k in zip(queries, reversed(keys), strict=True)]
         losses, accuracies, distances = (torch.stack(values) for values in zip(*pairs, strict=True))
         return {"loss": losses.sum(), "contrast_accuracy": accuracies.mean(), "alignment": distances.mean()}
 

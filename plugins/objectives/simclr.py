@@ -77,9 +77,10 @@ def two(views: list[Tokens], name: str) -> list[Tokens]:
 
 
 def features(tokens: Tokens, name: str, whose: str) -> Tensor:
-    """The image features (B, D) of a view."""
+    """The image features (B, D) of a view of the "student" or the "target"."""
     if tokens.pooled is None:
-        raise ValueError(f"{name} compares image features, but this {whose} has none; write head: mlp")
+        advice = "head: mlp" if whose == "student" else "target: ema"
+        raise ValueError(f"{name} compares image features, but this {whose} has none; write {advice}")
     if tokens.pooled.shape[1] != 1:
         raise ValueError(
             f"{name} compares one feature a view, this masking makes {tokens.pooled.shape[1]}; leave masking out"
@@ -91,7 +92,10 @@ def images(x: Tensor, name: str) -> int:
     """Images of a pass on all ranks, from the rows (B, D) of this one."""
     count = len(x) * world()
     if count < 2:
-        raise ValueError(f"{name} tells images apart and was given a single one; write a larger batch_size")
+        raise ValueError(
+            f"{name} tells the images of a pass apart and was given a single one; write a larger train.batch_size or "
+            f"train.micro_batch"
+        )
     return count
 
 

@@ -88,9 +88,12 @@ class AdamW(Optimizer):
     def _check_decay(self) -> None:
         if self.reference_batch < 1:
             raise ValueError(f"reference_batch is a number of images, such as 256, not {self.reference_batch}")
+        if not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; write numbers from 0 to below 1, such as [0.9, 0.95]")
         end = 0.0 if self.weight_decay_end is None else self.weight_decay_end
-        if not all(0 <= b < 1 for b in self.betas) or not (0 <= self.weight_decay < math.inf and 0 <= end < math.inf):
-            raise ValueError("betas lie in [0, 1), weight_decay and weight_decay_end are 0 or more")
+        for name, decay in (("weight_decay", self.weight_decay), ("weight_decay_end", end)):
+            if not 0 <= decay < math.inf:
+                raise ValueError(f"{name} is {decay}; write a number, 0 or more")
         if self.no_decay not in ("vectors", "tokens", "none"):
             raise ValueError(f"no_decay is {self.no_decay!r}; write vectors, tokens or none")
         if self.no_decay != "vectors" and not self.weight_decay and not end:

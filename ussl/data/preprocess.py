@@ -59,6 +59,12 @@ def parting(init: str | Path | None, preprocess: Mapping[str, float]) -> str | N
     lost = {name: value for name, value in before.items() if preprocess.get(name) != value}
     if not lost:
         return None
-    said = ", ".join(f"{name} {value}" for name, value in lost.items())
+    trained = f"encoder.init {init} was trained on pictures with {_told(lost)}"
+    if now := _told(preprocess):
+        return f"{trained}, and this augmentation does {now}: it goes on with these, and is exported with {now}"
     advice = "it goes on with pictures of another kind, and is exported without; augmentation: deblur keeps the blur"
-    return f"encoder.init {init} was trained on pictures with {said}, which this augmentation does not do: {advice}"
+    return f"{trained}, which this augmentation does not do: {advice}"
+
+
+def _told(preprocess: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {sigma}" for name, sigma in preprocess.items())
