@@ -624,6 +624,7 @@ def ussl_objectives():
     ("words", "said"),
     [
         ("--joined false", "joined: false has no effect"),
+        ("--recipe small/dino --head.patches true", "head.patches has no effect"),
         ("--masking null --encoder.mask_token true --objective mean", "encoder.mask_token has no effect"),
     ],
 )

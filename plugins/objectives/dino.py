@@ -35,6 +35,7 @@ class Dino(Objective):
     """
 
     additive = True  # the centre stands still within a step
+    reads_patches = False
 
     def __init__(
         self,

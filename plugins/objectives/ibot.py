@@ -31,6 +31,8 @@ class Ibot(Dino):
         patch_weight: of the patches' loss (lambda2).
     """
 
+    reads_patches = True
+
     def __init__(
         self,
         student: Student,

@@ -35,6 +35,8 @@ class MoCoV3(Objective):
             no batch norm (ResNets).
     """
 
+    reads_patches = False
+
     def __init__(
         self,
         student: Student,

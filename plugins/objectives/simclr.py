@@ -30,6 +30,8 @@ class SimCLR(Objective):
         temperature: divides the cosines; lower looks at the nearest other images.
     """
 
+    reads_patches = False
+
     def __init__(self, student: Student, target: Target | None, *, temperature: float = 0.1) -> None:
         super().__init__()
         if target is not None:
