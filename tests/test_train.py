@@ -299,7 +299,7 @@ def test_accumulation_changes_nothing_for_a_mean_over_images(command, tmp_path):
 def test_accumulation_that_would_change_the_method_is_refused(command, tmp_path, capsys):
     options = with_objective(tmp_path, "contrastive")
     assert main(command(tmp_path / "a", *options)) == 2
-    assert "contrast batches of 4, another method" in capsys.readouterr().err
+    assert "so many batches of 4, which is another method" in capsys.readouterr().err
     assert main(command(tmp_path / "b", *options, "--train.accumulate", "anyway", "--train.steps", "1")) == 0
 
 
