@@ -753,7 +753,7 @@ def test_the_engine_has_what_a_snapshot_needs(tmp_path):
         "objective: {name: masked_prediction, width: 16, depth: 1, heads: 2}, train: {steps: 1, batch_size: 4}}"
     )
     recipe = load([tmp_path / "tiny.yaml"], [], Host(), data=str(tmp_path / "data"))
-    snapshot.save(build(launch(recipe.train), recipe, fresh=True), tmp_path / "run" / "snapshot")
+    snapshot.save(build(launch(recipe.train), recipe, state=None), tmp_path / "run" / "snapshot")
     parsed = written(tmp_path / "run")
     assert parsed.sections == ["inputs", "neighbours"]
     assert parsed.tags.count("img") == 4 * 3 + 6 * (1 + snapshot.NEAREST)

@@ -123,11 +123,16 @@ class _TimmEncoder(Encoder):
         self.register_buffer("_std", torch.tensor(self.std)[:, None, None], persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        if hasattr(self.network, "patch_embed") and not self._maps:
+        if self._tokens:
             return patch_grid(height, width, self.patch)
         with torch.inference_mode():  # networks round differently
             image = torch.zeros(1, 3, height, width, device=self._mean.device, dtype=self._mean.dtype)
             return self.forward(image).grid
+
+    @property
+    def _tokens(self) -> bool:
+        """Whether a sequence of tokens comes out, not a map."""
+        return hasattr(self.network, "patch_embed") and not self._maps
 
     @property
     def _maps(self) -> bool:
@@ -137,14 +142,17 @@ class _TimmEncoder(Encoder):
     def forward(self, image: Tensor, mask: Mask | None = None) -> Tokens:
         if mask is not None:
             raise ValueError("an exported encoder takes no mask: continue from its folder with encoder.init")
+        height, width = image.shape[-2:]
+        if self._tokens:
+            patch_grid(height, width, self.patch)  # in our words, before the network's
         features = self.network.forward_features((image - self._mean) / self._std)
         pooled = self.network.forward_head(features, pre_logits=True)
         if features.ndim == 4:
             if not self._maps:
                 features = features.permute(0, 2, 3, 1)  # (B, rows, columns, D)
-            grid, patches = tuple(features.shape[1:3]), features.flatten(1, 2)
+            grid, patches = (features.shape[1], features.shape[2]), features.flatten(1, 2)
         else:
-            grid = patch_grid(image.shape[-2], image.shape[-1], self.patch)
+            grid = patch_grid(height, width, self.patch)
             patches = features[:, self.network.num_prefix_tokens :]
         return Tokens(pooled[:, None], patches[:, None], None, grid)
 
