@@ -262,3 +262,16 @@ def test_it_works_in_double_precision_and_survives_a_deep_copy(model):
     tokens = encoder(images)
     assert tokens.patches.dtype == tokens.pooled.dtype == torch.float64
     assert torch.equal(copy.deepcopy(encoder)(images).patches, tokens.patches)
+
+
+def test_an_exported_resnet_takes_pictures_that_its_stride_does_not_divide(tmp_path):
+    torch.manual_seed(0)
+    encoder = TimmEncoder(model="test_resnet", image_size=64).eval()
+    write_encoder(encoder, tmp_path / "encoder", {})
+    image = torch.rand(2, 1, 50, 70)
+    found = load(tmp_path / "encoder").encoder
+    with torch.no_grad():
+        theirs, ours = encoder(image), found(image)
+    assert found.grid(50, 70) == ours.grid == theirs.grid == encoder.grid(50, 70)
+    torch.testing.assert_close(ours.patches, theirs.patches)
+    torch.testing.assert_close(ours.pooled, theirs.pooled)
