@@ -63,7 +63,7 @@ def random_mask(images, masks, patches, seen, how, image=None):
     return Mask(hidden, hidden[:, :, None], seen, patches - seen, how, image)
 
 
-def close(found, expected):
+def assert_close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -74,8 +74,8 @@ def test_a_whole_image_gives_the_tokens_and_the_feature_of_timm(channels, poolin
     encoder, images = small(pooling=pooling, shared_positions=shared).eval(), torch.rand(2, channels, 32, 32)
     tokens, network = encoder(images), plain(encoder)
     expected = network.forward_features(normalised(images, encoder))
-    close(tokens.patches[:, 0], expected[:, 1:])
-    close(tokens.pooled[:, 0], network.forward_head(expected, pre_logits=True))
+    assert_close(tokens.patches[:, 0], expected[:, 1:])
+    assert_close(tokens.pooled[:, 0], network.forward_head(expected, pre_logits=True))
     assert tokens.where is None
     assert tokens.grid == (4, 4)
 
@@ -97,7 +97,7 @@ def test_attention_is_biased_by_the_row_of_the_table_for_the_offset_of_two_patch
             added[i, head] = scores.softmax(0) @ v[:, head]
     x = x + block.gamma_1 * block.attn.proj(added.flatten(1))
     x = x + block.gamma_2 * block.mlp(block.norm2(x))
-    close(encoder(images).patches[0, 0], network.norm(x)[0, 1:])
+    assert_close(encoder(images).patches[0, 0], network.norm(x)[0, 1:])
 
 
 def offset(i, j, side=4):
@@ -116,7 +116,7 @@ def test_another_image_size_gives_the_tokens_of_timms_resized_network(size, shar
     tokens, network = encoder(images), plain(encoder)
     assert not recwarn.list
     network.set_input_size(size)
-    close(tokens.patches[:, 0], network.forward_features(normalised(images, encoder))[:, 1:])
+    assert_close(tokens.patches[:, 0], network.forward_features(normalised(images, encoder))[:, 1:])
     recwarn.clear()  # timm's own
 
 
@@ -132,8 +132,8 @@ def test_a_mask_that_changed_the_pixels_is_encoded_whole():
     tokens = encoder(images, random_mask(2, 3, 16, 4, "fill", changed))
     for k in range(3):
         alone = encoder(changed[:, k])
-        close(tokens.patches[:, k], alone.patches[:, 0])
-        close(tokens.pooled[:, k], alone.pooled[:, 0])
+        assert_close(tokens.patches[:, k], alone.patches[:, 0])
+        assert_close(tokens.pooled[:, k], alone.pooled[:, 0])
 
 
 def test_a_mask_token_stands_where_patches_are_hidden():
@@ -148,8 +148,8 @@ def test_a_mask_token_stands_where_patches_are_hidden():
             for block in network.blocks:
                 x = block(x)
             x = network.norm(x)[0]
-            close(tokens.pooled[b, k], x[0])
-            close(tokens.patches[b, k], x[1:])
+            assert_close(tokens.pooled[b, k], x[0])
+            assert_close(tokens.patches[b, k], x[1:])
 
 
 @pytest.mark.parametrize("pooling", ["token", "average"])
@@ -224,11 +224,11 @@ def test_an_exported_encoder_is_timms_network(pooling, shared, tmp_path):
     encoder, images = small(pooling=pooling, shared_positions=shared).eval(), torch.rand(2, 1, 32, 32)
     write_encoder(encoder, tmp_path)
     network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    close(network(normalised(images, encoder)), encoder(images).pooled[:, 0])
+    assert_close(network(normalised(images, encoder)), encoder(images).pooled[:, 0])
     loaded = load(tmp_path)
     assert loaded.image_size == 32
-    close(loaded.embed(images), encoder(images).pooled[:, 0])
-    close(loaded.tokens(images), encoder(images).patches[:, 0])
+    assert_close(loaded.embed(images), encoder(images).pooled[:, 0])
+    assert_close(loaded.tokens(images), encoder(images).patches[:, 0])
 
 
 def saved(path, source, wrap=lambda state: {"model": state}):
@@ -251,7 +251,7 @@ def test_weights_with_shared_and_with_equal_positions_start_either_network(ours,
     lines = encoder.initialize(FORMATS)
     assert len(lines) == 1, lines
     images = torch.rand(1, 1, 32, 32)
-    close(encoder.eval()(images).patches, source.eval()(images).patches)
+    assert_close(encoder.eval()(images).patches, source.eval()(images).patches)
     assert encoder.lineage()[0]["sha256"] == weights.digest(tmp_path / "w.pth")
 
 

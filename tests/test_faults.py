@@ -35,7 +35,7 @@ def fit(tmp_path, capsys):
     return fit
 
 
-def refused(answer, *said):
+def assert_refused(answer, *said):
     code, lines = answer
     assert code == 2
     assert len(lines) == 1
@@ -53,16 +53,16 @@ def folder_of(folder, write, count=4):
 
 def test_an_empty_folder(fit, tmp_path):
     (tmp_path / "pictures").mkdir()
-    refused(fit("--data", tmp_path / "pictures"), "pictures", ".png")
+    assert_refused(fit("--data", tmp_path / "pictures"), "pictures", ".png")
 
 
 def test_a_folder_that_is_not_there(fit, tmp_path):
-    refused(fit("--data", tmp_path / "nowhere"), "nowhere")
+    assert_refused(fit("--data", tmp_path / "nowhere"), "nowhere")
 
 
 def test_a_text_file_named_png(fit, tmp_path):
     folder = folder_of(tmp_path / "pictures", lambda path: path.write_text("hello"))
-    refused(fit("--data", folder), ".png", "take it out of the data")
+    assert_refused(fit("--data", folder), ".png", "take it out of the data")
 
 
 def test_a_truncated_picture(fit, tmp_path, speckle):
@@ -70,7 +70,7 @@ def test_a_truncated_picture(fit, tmp_path, speckle):
         Image.fromarray(speckle).save(path)
         path.write_bytes(path.read_bytes()[:-200])
 
-    refused(fit("--data", folder_of(tmp_path / "pictures", write)), ".png")
+    assert_refused(fit("--data", folder_of(tmp_path / "pictures", write)), ".png")
 
 
 KINDS = {
@@ -100,7 +100,7 @@ def test_cmyk_and_rotated_pictures_are_read(fit, tmp_path, speckle):
 
 def test_a_manifest_without_its_column(fit, tmp_path):
     (tmp_path / "images.csv").write_text("file,label\na.png,benign\n")
-    refused(fit("--data", tmp_path / "images.csv"), "path", "file, label")
+    assert_refused(fit("--data", tmp_path / "images.csv"), "path", "file, label")
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_a_manifest_without_its_column(fit, tmp_path):
     ],
 )
 def test_a_word_or_value_that_is_not_known(fit, options, said):
-    refused(fit(*options), said)
+    assert_refused(fit(*options), said)
 
 
 def test_a_recipe_that_is_not_yaml(fit, tmp_path):
     (tmp_path / "bad.yaml").write_text("encoder: {name: vit\nmasking: [")
-    refused(fit(recipe="bad.yaml"), "bad.yaml:2: not YAML")
+    assert_refused(fit(recipe="bad.yaml"), "bad.yaml:2: not YAML")
 
 
 def test_no_data(fit):
-    refused(fit(), "--data", "USSL_DATA")
+    assert_refused(fit(), "--data", "USSL_DATA")
 
 
 def test_no_hub(fit, monkeypatch, tmp_path, speckle):
@@ -136,7 +136,7 @@ def test_no_hub(fit, monkeypatch, tmp_path, speckle):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     folder = folder_of(tmp_path / "pictures", lambda path: Image.fromarray(speckle).save(path))
-    refused(fit("--data", folder, "--target", "biomedclip"), "open_clip_pytorch_model.bin", "target.weights")
+    assert_refused(fit("--data", folder, "--target", "biomedclip"), "open_clip_pytorch_model.bin", "target.weights")
 
 
 def test_the_extra_that_holds_the_teacher_is_not_installed(fit, monkeypatch, tmp_path, speckle):
@@ -144,11 +144,11 @@ def test_the_extra_that_holds_the_teacher_is_not_installed(fit, monkeypatch, tmp
 
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package_here")
     folder = folder_of(tmp_path / "pictures", lambda path: Image.fromarray(speckle).save(path))
-    refused(fit("--data", folder, "--target", "lite0"), 'pip install "ultrasound-ssl[quickstart]"')
+    assert_refused(fit("--data", folder, "--target", "lite0"), 'pip install "ultrasound-ssl[quickstart]"')
 
 
 def test_an_out_folder_that_exists(fit, tmp_path, speckle):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     folder = folder_of(tmp_path / "pictures", lambda path: Image.fromarray(speckle).save(path))
-    refused(fit("--data", folder), "--overwrite")
+    assert_refused(fit("--data", folder), "--overwrite")

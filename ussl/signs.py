@@ -51,3 +51,8 @@ def _rank(x: Tensor) -> Tensor:
     x = x / x.norm().clamp(min=1e-20)  # small numbers would vanish when squared twice
     products = x @ x.T
     return products.diagonal().sum().square() / products.square().sum().clamp(min=1e-20)
+
+
+def deviation(tokens: Tensor) -> Tensor:
+    """Standard deviation over tokens (..., D), averaged over channels, without gradient; 0-dim."""
+    return tokens.detach().flatten(0, -2).std(0, correction=0).mean()

@@ -16,6 +16,7 @@ from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Masking, Objective, Student, Target, Tokens, View
 from ussl.positions import FixedPositions, at
 from ussl.precision import precise
+from ussl.signs import deviation
 from ussl_plugins.maskings.random import lowest
 
 CANDIDATES = 8  # arrangements an image: the first that leaves enough of the context is taken
@@ -199,7 +200,7 @@ class Ijepa(Objective):
         wanted = at(said, where)
         constant = wanted.flatten(0, -2).mean(0).expand_as(wanted)
         chance = F.smooth_l1_loss(constant, wanted)
-        return F.smooth_l1_loss(predicted, wanted), chance, _spread(wanted), _spread(predicted)
+        return F.smooth_l1_loss(predicted, wanted), chance, deviation(wanted), deviation(predicted)
 
     def predict(self, context: Tokens, where: Tensor) -> Tensor:
         """Tokens (B, K, P, A, C) at grid positions (B, K, P, A), each of the P sets by itself."""
@@ -217,11 +218,6 @@ class Ijepa(Objective):
         if self.recompute and self.training:
             return checkpoint(function, x, use_reentrant=False)
         return function(x)
-
-
-def _spread(tokens: Tensor) -> Tensor:
-    """Standard deviation over tokens, averaged over channels."""
-    return tokens.detach().flatten(0, -2).std(0, correction=0).mean()
 
 
 def _check_view(context: Tokens, target: Tokens, mask: Mask | None) -> None:

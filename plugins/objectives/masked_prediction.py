@@ -15,6 +15,7 @@ from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Objective, Student, Target, Tokens
 from ussl.positions import FixedPositions, at
 from ussl.precision import precise
+from ussl.signs import deviation
 
 
 class MaskedPrediction(Objective):
@@ -89,7 +90,7 @@ class MaskedPrediction(Objective):
         predicted, where = self.decode(seen, mask)
         predicted = precise(predicted)
         wanted = at(precise(target.patches), where)  # (B, K, A, C)
-        return self._distance(predicted, wanted).mean(), self._chance(wanted), _spread(wanted), _spread(predicted)
+        return self._distance(predicted, wanted).mean(), self._chance(wanted), deviation(wanted), deviation(predicted)
 
     def _chance(self, wanted: Tensor) -> Tensor:
         """The loss of one prediction for all: the mean target, of directions where these alone count."""
@@ -156,11 +157,6 @@ def _last_tokens(block: Any, count: int, x: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     x = x + attention.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return x + block.mlp(block.norm2(x))
-
-
-def _spread(tokens: Tensor) -> Tensor:
-    """Standard deviation over tokens, averaged over channels."""
-    return tokens.detach().flatten(0, 2).std(0, correction=0).mean()
 
 
 def _initialise(module: nn.Module) -> None:
