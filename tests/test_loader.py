@@ -14,7 +14,7 @@ from ussl.data import loader as module
 from ussl.data.loader import Loader, default_workers
 from ussl.data.schedule import Schedule
 from ussl.parts import Sampler, Source
-from ussl_plugins.samplers.shuffle import Shuffle
+from ussl_plugins.samplers.natural import Natural
 from ussl_plugins.sources.images import Images
 
 
@@ -57,7 +57,7 @@ ROWS = [{"path": str(i), "reader": "numbers"} for i in range(11)]
 def load(rows=ROWS, sampler=None, batch_size=4, micro_batch=2, **options):
     readers = {"numbers": Numbers(), "images": Images(), "broken": Broken()}
     options = {"seed": 3, "batch_size": batch_size, "micro_batch": micro_batch, **options}
-    return Loader(rows, readers, sampler or Shuffle(), **options)
+    return Loader(rows, readers, sampler or Natural(), **options)
 
 
 def started(batches):
@@ -72,9 +72,9 @@ def content(batches):
     return [(step, b.pixels.tolist(), b.box.tolist(), b.index.tolist(), b.turn.tolist()) for step, b in batches]
 
 
-def test_shuffle_visits_every_row_once_in_an_order_of_each_seed_and_epoch():
+def test_natural_visits_every_row_once_in_an_order_of_each_seed_and_epoch():
     orders = [
-        Shuffle().order(range(100), seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (-1, 0), (2**32, 0)]
+        Natural().order(range(100), seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (-1, 0), (2**32, 0)]
     ]
     for order in orders:
         assert order.dtype == np.int64
@@ -82,8 +82,8 @@ def test_shuffle_visits_every_row_once_in_an_order_of_each_seed_and_epoch():
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
-def test_the_order_of_shuffle_never_changes_between_versions():
-    assert Shuffle().order(range(8), seed=3, epoch=2).tolist() == [0, 6, 5, 3, 2, 7, 4, 1]
+def test_the_order_of_natural_never_changes_between_versions():
+    assert Natural().order(range(8), seed=3, epoch=2).tolist() == [0, 6, 5, 3, 2, 7, 4, 1]
 
 
 def test_an_epoch_sees_every_row_at_most_once_and_drops_the_last_incomplete_batch():
@@ -106,7 +106,7 @@ def test_rows_of_a_step_do_not_depend_on_what_was_asked_before():
 
 
 def test_an_order_is_computed_once_though_workers_read_ahead_into_the_next_epoch():
-    class Counted(Shuffle):
+    class Counted(Natural):
         calls = 0
 
         def order(self, rows, seed, epoch):
@@ -163,7 +163,7 @@ def test_a_sampler_that_leaves_rows_out_of_range_is_refused():
 
     loader = load(sampler=Wrong())
     loader.rows_of(0)
-    with pytest.raises(ValueError, match="the sampler Wrong must return 11 row numbers from 0 to 10"):
+    with pytest.raises(ValueError, match="the sampler Wrong must return row numbers from 0 to 10"):
         loader.rows_of(2)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ussl.data import commands as data
 from ussl.errors import RunFailed
 
 
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_fit(commands)
     _add_export(commands)
+    data.add(commands, _command)
     _add_plugins(commands)
     _add_recipes(commands)
     args, rest = parser.parse_known_args(argv)

@@ -17,7 +17,7 @@ from ussl.options import Located, suggest
 
 PARTS = {  # what a recipe's parts are when it does not say; "" = none
     "source": "images",
-    "sampler": "shuffle",
+    "sampler": "natural",
     "augmentation": "crop",
     "encoder": "",
     "head": "",

@@ -301,13 +301,33 @@ class Source(ABC):
     def read(self, row: Mapping[str, Any]) -> np.ndarray:
         """The picture of a row: (H, W) grey or (H, W, 3) RGB, uint8. ValueError names what is wrong with the file."""
 
+    def listing(self) -> Iterator[dict[str, Any]]:
+        """What `ussl data index` walks through, opening no picture: rows, and files of several pictures for `expand`.
+
+        One with `rejected`, a reason in words, stands for a file that cannot be used; `rows` leaves it out.
+        """
+        return self.rows()
+
+    def expand(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of an item of `listing`, whose file it may open; called in several processes at once.
+
+        ValueError names what is wrong with the file. Rows may have `rejected` here as well.
+        """
+        return [dict(item)]
+
 
 class Sampler(ABC):
-    """The order in which an epoch visits the rows."""
+    """The order in which an epoch visits the rows: a function of seed and epoch, so there is no state to save."""
+
+    batch_size: int = 1  # images of an optimiser step over all devices; the engine sets it before it asks for orders
 
     @abstractmethod
     def order(self, rows: Sequence[Mapping[str, Any]], seed: int, epoch: int) -> np.ndarray:
-        """(n,) int64 row numbers of one epoch; the same for the same arguments on every rank."""
+        """(n,) int64 row numbers of one epoch, the same for the same arguments on every rank.
+
+        n need not be the number of rows, since rows may be left out or repeated, but is the same in every epoch.
+        Each `batch_size` entries in a row are a global batch; what is left over at the end is dropped.
+        """
 
 
 class Optimizer(ABC):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from ussl.data import manifest, pictures
+from ussl.data.folders import PICTURES, extension, walk
 from ussl.hookspecs import hookimpl
 from ussl.parts import Source
-
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
 class Images(Source):
@@ -57,43 +55,15 @@ def _manifest_of(folder: Path) -> Path | None:
 def _listing(folder: Path) -> list[dict[str, Any]]:
     """One row a picture under `folder`, without opening any."""
     paths, others = [], Counter[str]()
-    for path in _walk(folder):
-        extension = os.path.splitext(path)[1].lower()
-        if extension in EXTENSIONS:
+    for path in walk(folder):
+        if extension(path) in PICTURES:
             paths.append(path)
         else:
-            others[extension or "no extension"] += 1
+            others[extension(path) or "no extension"] += 1
     if not paths:
-        found = ", ".join(f"{count} {extension}" for extension, count in others.most_common(5)) or "nothing"
-        raise ValueError(f"{folder}: no pictures ({' '.join(sorted(EXTENSIONS))}) and no manifest; found {found}")
+        found = ", ".join(f"{count} {end}" for end, count in others.most_common(5)) or "nothing"
+        raise ValueError(f"{folder}: no pictures ({' '.join(sorted(PICTURES))}) and no manifest; found {found}")
     return [{"path": path, "source": folder.name} for path in paths]
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Files under `folder` in natural order; linked folders are followed, each once."""
-    visited = set()
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename}: {(error.strerror or 'cannot be listed').lower()}")
-
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(filter(_wanted, folders), key=_natural)
-        yield from (os.path.join(parent, file) for file in sorted(filter(_wanted, files), key=_natural))
-
-
-def _wanted(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
-
-
-def _natural(name: str) -> tuple[list[tuple[str, int]], str]:
-    """A key that sorts a2 before a10, and never calls two names equal."""
-    pieces = re.split("([0-9]+)", name.casefold())
-    return [(text, int(number)) for text, number in zip(pieces[::2], [*pieces[1::2], "0"], strict=True)], name
 
 
 @hookimpl

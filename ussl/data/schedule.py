@@ -30,18 +30,22 @@ class Schedule:
     sampler: Sampler
     seed: int
     batch_size: int  # the global batch
+    images_per_epoch: int = field(default=0, init=False)
     _orders: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.rows) < self.batch_size:
-            n = len(self.rows)
+        self.sampler.batch_size = self.batch_size
+        first = self._ordered(0) if self.rows else np.empty(0, dtype=np.int64)
+        self._orders[0] = first, _turns(first)
+        n = self.images_per_epoch = len(first)
+        if n < self.batch_size:
             hint = f"write --train.batch_size {n}" if n else "there is nothing to train on"
             raise ValueError(f"{n} images, fewer than train.batch_size {self.batch_size}: {hint}")
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch: the last, incomplete one is dropped."""
-        return len(self.rows) // self.batch_size
+        return self.images_per_epoch // self.batch_size
 
     def epoch_of(self, step: int) -> int:
         """The epoch that optimiser step `step` belongs to, both counted from 0."""
@@ -65,12 +69,21 @@ class Schedule:
             yield Request(step, index[at : at + micro], turn[at : at + micro])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        order = self._ordered(epoch)
+        if len(order) != (n := self.images_per_epoch):
+            raise ValueError(f"{self._name} gave {len(order)} row numbers in epoch {epoch} and {n} in epoch 0")
+        return order, _turns(order)
+
+    def _ordered(self, epoch: int) -> np.ndarray:
         order = np.asarray(self.sampler.order(self.rows, self.seed, epoch), dtype=np.int64)
         n = len(self.rows)
-        if order.shape != (n,) or order.min() < 0 or order.max() >= n:
-            name = type(self.sampler).__name__
-            raise ValueError(f"the sampler {name} must return {n} row numbers from 0 to {n - 1}")
-        return order, _turns(order)
+        if order.ndim != 1 or (order.size and not 0 <= order.min() <= order.max() < n):
+            raise ValueError(f"{self._name} must return row numbers from 0 to {n - 1}")
+        return order
+
+    @property
+    def _name(self) -> str:
+        return f"the sampler {type(self.sampler).__name__}"
 
 
 def _turns(order: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from ussl.hookspecs import hookimpl
 from ussl.parts import Sampler
 
 
-class Shuffle(Sampler):
+class Natural(Sampler):
     """Every image once an epoch, in an order of its own for each seed and epoch.
 
     The order sorts raw Philox numbers (Salmon et al. 2011, doi 10.1145/2063384.2063405) keyed by (seed, epoch).
@@ -26,4 +26,4 @@ class Shuffle(Sampler):
 @hookimpl
 def ussl_samplers() -> dict[str, type[Sampler]]:
     """Offer the random order."""
-    return {"shuffle": Shuffle}
+    return {"natural": Natural}
