@@ -335,3 +335,23 @@ def test_workers_leave_a_core_to_each_device(monkeypatch, cores, devices, expect
 def test_a_sample_is_the_first_pictures_of_the_run():
     loader = load()
     assert loader.sample(3).index.tolist() == loader.rows_of(0)[1][:3].tolist()
+
+
+def test_a_resized_loader_sees_the_same_pictures_in_other_micro_batches():
+    loader = load(micro_batch=1)
+    other = loader.resized(4)
+    assert [len(batch.index) for _, batch in other.batches(0, 2)] == [4, 4]
+    assert [len(batch.index) for _, batch in loader.batches(0, 1)] == [1] * 4
+    assert content(other.batches(0, 2)) == content(load(micro_batch=4).batches(0, 2))
+    assert other._reader is loader._reader
+    with pytest.raises(ValueError, match=r"train\.micro_batch 3 does not divide 4"):
+        loader.resized(3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_around_a_picture_the_canvas_is_black(workers):
+    """Its memory is not cleared before: pictures and surround are written."""
+    for _ in range(3):
+        for _, batch in load(workers=workers).batches(0, 2):
+            for picture, box, i in zip(batch.pixels, batch.box.tolist(), batch.index.tolist(), strict=True):
+                assert int(picture.sum()) == i * box[2] * box[3]

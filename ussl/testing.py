@@ -8,14 +8,30 @@ The tiny parts and data that the checks use are here for tests of one's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ussl.draws import Draws
-from ussl.parts import Encoder, Head, Mask, Masking, Objective, Part, Progress, Student, Target, Tokens, View
+from ussl.parts import (
+    Encoder,
+    Head,
+    Mask,
+    Masking,
+    Objective,
+    Part,
+    Progress,
+    Sampler,
+    Student,
+    Target,
+    Tokens,
+    View,
+)
 from ussl.plugins import misfit
 from ussl.tiny import (
     TinyEncoder,
@@ -36,11 +52,13 @@ __all__ = [
     "check_head",
     "check_masking",
     "check_objective",
+    "check_sampler",
     "check_target",
     "save_biomedclip",
     "tiny_batch",
     "tiny_draws",
     "tiny_mask",
+    "tiny_rows",
     "tiny_student",
     "tiny_view",
 ]
@@ -191,6 +209,91 @@ def check_objective(
         ]
         additive = torch.allclose(torch.stack(halves).mean(), loss, rtol=1e-4, atol=1e-6)
         _require(additive, "additive is True, but the loss of a batch is not the mean of its halves'; say False")
+
+
+def check_sampler(
+    sampler: Sampler | type[Sampler],
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    /,
+    *,
+    batch_size: int = 4,
+    epochs: int = 4,
+    **options: Any,
+) -> None:
+    """Row numbers that exist, as many in every epoch, by seed and epoch alone, whatever the rank.
+
+    Args:
+        sampler: a class or an instance.
+        rows: what it is to order; `tiny_rows()` by default.
+        batch_size: images of an optimiser step.
+        epochs: how many are tried.
+        options: of the class.
+    """
+    rows = tiny_rows() if rows is None else rows
+    before = copy.deepcopy(list(rows))
+    part = _instance("sampler", sampler, options)
+    part.batch_size = batch_size
+    orders = [part.order(rows, 0, epoch) for epoch in range(epochs)]
+    _require(list(rows) == before, "the sampler changed the rows")
+    for epoch, order in enumerate(orders):
+        _check_order(order, len(rows), epoch)
+    lengths = sorted({len(order) for order in orders})
+    _require(len(lengths) == 1, f"epochs have {' or '.join(map(str, lengths))} entries; all must have as many")
+    _require(lengths[0] >= batch_size, f"an epoch of {lengths[0]} entries has no batch of {batch_size}")
+    twin = copy.deepcopy(part) if not isinstance(sampler, type) else sampler(**options)
+    twin.batch_size = batch_size
+    with _as_rank(1):
+        again = [twin.order(rows, 0, epoch) for epoch in reversed(range(epochs))][::-1]
+    same = all(np.array_equal(a, b) for a, b in zip(orders, again, strict=True))
+    _require(
+        same, "another process, asked in another sequence, got other orders; compute them from seed and epoch only"
+    )
+    differ = epochs < 2 or any(not np.array_equal(orders[0], order) for order in orders[1:])
+    _require(differ, "all epochs have the same order; draw it by epoch")
+    other = [part.order(rows, 1, epoch) for epoch in range(epochs)]
+    differ = any(not np.array_equal(a, b) for a, b in zip(orders, other, strict=True))
+    _require(differ, "another seed gives the same orders; draw them by seed")
+
+
+def tiny_rows(count: int = 48) -> list[dict[str, Any]]:
+    """Rows of three organs (in 6 : 2 : 1), two sources and several patients, for samplers; no picture files."""
+    organs = ("thyroid",) * 6 + ("breast",) * 2 + ("liver",)
+    return [
+        {
+            "path": f"{i}.png",
+            "source": "ab"[i // 2 % 2],
+            "organ": organs[i % len(organs)],
+            "label": ("benign", "malignant")[i // 9 % 2],
+            "patient": f"{organs[i % len(organs)]}-{i // 18}",
+        }
+        for i in range(count)
+    ]
+
+
+def _check_order(order: Any, rows: int, epoch: int) -> None:
+    whole = isinstance(order, np.ndarray) and order.ndim == 1 and np.issubdtype(order.dtype, np.integer)
+    found = f"{order.dtype} {order.shape}" if isinstance(order, np.ndarray) else type(order).__name__
+    _require(whole, f"order gave {found} in epoch {epoch}; it must be (n,) whole numbers, a numpy array")
+    inside = len(order) == 0 or 0 <= order.min() <= order.max() < rows
+    _require(inside, f"epoch {epoch} has row numbers outside 0 to {rows - 1}")
+
+
+@contextmanager
+def _as_rank(rank: int) -> Iterator[None]:
+    """As in a process of that rank, with the global random state moved; both are put back."""
+    names = ("RANK", "LOCAL_RANK")
+    before, state = {name: os.environ.get(name) for name in names}, np.random.get_state()
+    os.environ.update(dict.fromkeys(names, str(rank)))
+    np.random.seed(rank + 1)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _require(condition: object, sentence: str) -> None:

@@ -32,11 +32,12 @@ def _run(module: str) -> Callable[..., int]:
 
 
 def _add_index(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "ussl data index SOURCE ROOT [ROOT ...] -o MANIFEST [options] [--option value ...]"
+    parser.usage = "ussl data index SOURCE [ROOT ...] -o MANIFEST [options] [--option value ...]"
     parser.add_argument("source", help="how the folders are laid out: a name of `ussl plugins --kind source`")
-    parser.add_argument("roots", nargs="+", metavar="ROOT", help="a folder (or file, where the source takes files)")
+    help = "a folder, or a file where the source takes files; none for a source that makes its pictures"
+    parser.add_argument("roots", nargs="*", metavar="ROOT", help=help)
     _add_out(parser, "the manifest to write, .parquet or .csv; rejected.csv is written beside it", required=True)
-    parser.add_argument("--add", action="store_true", help="keep what the manifest holds of other sources")
+    parser.add_argument("--add", action="store_true", help="keep what the manifest holds of other sources and roots")
     parser.add_argument("--overwrite", action="store_true", help="replace the manifest")
     _add_workers(parser)
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a local plugin (repeatable)")

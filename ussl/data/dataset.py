@@ -67,7 +67,7 @@ class DataSet(Source):
         """The folder at or below the root that holds all `markers`. ValueError says what was expected there."""
         found = folders.locate(self.root, *markers, depth=depth)
         if found is None:
-            raise ValueError(f"{self.root}: not {self.name} as it is published: expected {self.expected}")
+            raise folders.unlike(self.root, self.name, self.expected)
         return found
 
     def row(self, path: str | os.PathLike[str], **known: Any) -> dict[str, Any]:

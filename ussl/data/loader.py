@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
 import pickle
 import signal
@@ -12,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ussl.data.pictures import fit
 from ussl.data.schedule import Request, Rows, Schedule
+from ussl.data.shards import InShards, Places
 from ussl.parts import Batch, Sampler, Source
 
 LABELS = ("organ", "label", "patient")  # columns that travel with a batch, as codes
@@ -28,10 +31,17 @@ def default_workers(devices: int = 1) -> int:
 
 
 class _Reader(Dataset[Any]):
-    """Reads micro-batches, in a worker. Rows are held pickled: a process that only looks at them copies no memory."""
+    """Reads micro-batches, in a worker. Rows are held pickled: a process that only looks at them copies no memory.
+
+    Of rows in shards only places are held, since the time to look into a table is that of reading some pictures.
+    """
 
     def __init__(self, rows: Rows, readers: Mapping[str, Source], codes: Mapping[str, list[str]], canvas: int) -> None:
-        blobs = [pickle.dumps(dict(row)) for row in rows]
+        in_shards = {name for name, reader in readers.items() if isinstance(reader, InShards)}
+        packed = [row.get("shard") is not None and _reader_of(row) in in_shards for row in rows]
+        self.place = np.where(packed, np.cumsum(packed) - 1, -1)
+        self.places = Places([row for row, lies in zip(rows, packed, strict=True) if lies])
+        blobs = [b"" if lies else pickle.dumps(dict(row)) for row, lies in zip(rows, packed, strict=True)]
         self.ends = np.cumsum([len(blob) for blob in blobs])
         self.blobs = np.frombuffer(b"".join(blobs), dtype=np.uint8)
         self.readers = dict(readers)
@@ -41,7 +51,7 @@ class _Reader(Dataset[Any]):
     def __getitem__(self, request: Request) -> tuple[int, Batch | str]:
         """The step and its batch, or what is wrong with a file: torch would wrap an exception in a traceback."""
         try:
-            pictures = [self._picture(int(i)) for i in request.index]
+            pictures = [self._picture(i) for i in request.index.tolist()]
         except (ValueError, OSError) as error:
             return request.step, str(error)
         labels = {name: codes[request.index] for name, codes in self.labels.items()}
@@ -49,6 +59,13 @@ class _Reader(Dataset[Any]):
         return request.step, _on_one_canvas(pictures, index, turn, labels)
 
     def _picture(self, i: int) -> tuple[np.ndarray, float]:
+        """The picture of a row, no larger than the canvas, and its pixels per pixel of the source."""
+        place = self.place[i]
+        picture, before = self.places.picture(place) if place >= 0 else (self._read(i), 1.0)
+        picture, scale = fit(picture, self.canvas)
+        return picture, scale * before
+
+    def _read(self, i: int) -> np.ndarray:
         row = pickle.loads(self.blobs[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
         try:
             picture = self.readers[_reader_of(row)].read(row)
@@ -58,7 +75,7 @@ class _Reader(Dataset[Any]):
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or colour) or 0 in picture.shape:
             what = f"{picture.dtype} {picture.shape}"
             raise ValueError(f"{row['path']}: reader {_reader_of(row)} gave {what}, not uint8 (H, W) or (H, W, 3)")
-        return fit(picture, self.canvas)
+        return picture
 
 
 def _reader_of(row: Mapping[str, Any]) -> str:
@@ -76,13 +93,22 @@ def _on_one_canvas(pictures: list[tuple[np.ndarray, float]], index: Tensor, turn
     sizes = [picture.shape[:2] for picture, _ in pictures]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     channels = 3 if any(picture.ndim == 3 for picture, _ in pictures) else 1
-    pixels = torch.zeros(len(pictures), channels, height, width, dtype=torch.uint8)
-    for canvas, (picture, _) in zip(pixels, pictures, strict=True):
-        x = torch.from_numpy(np.ascontiguousarray(picture))
-        canvas[:, : x.shape[0], : x.shape[1]] = x.permute(2, 0, 1) if x.ndim == 3 else x
+    pixels = _memory(len(pictures), channels, height, width)
+    for canvas, (picture, _) in zip(pixels.numpy(), pictures, strict=True):
+        rows, columns = picture.shape[:2]
+        canvas[:, :rows, :columns] = picture.transpose(2, 0, 1) if picture.ndim == 3 else picture
+        canvas[:, :rows, columns:] = 0
+        canvas[:, rows:] = 0
     box = torch.tensor([(0, 0, *size) for size in sizes])
     scale = torch.tensor([scale for _, scale in pictures], dtype=torch.float32)
     return Batch(pixels, box, scale, index, turn, labels)
+
+
+def _memory(*shape: int) -> Tensor:
+    """For pixels; a worker's is at once what it shares with the main process, as in torch's own collation."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, dtype=np.uint8))  # numpy asks for huge pages
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape))).view(shape)
 
 
 def _as_it_is(item: Any) -> Any:
@@ -154,6 +180,17 @@ class Loader:
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch."""
         return self.schedule.steps_per_epoch
+
+    def resized(self, micro_batch: int) -> Loader:
+        """This loader with micro-batches of another size; it shares what a million rows take time to make.
+
+        Raises:
+            ValueError: a size that does not divide the batch of one device.
+        """
+        _check_sizes(self.schedule.batch_size, micro_batch, self._reader.canvas, self.world)
+        other = copy.copy(self)
+        other.micro_batch = micro_batch
+        return other
 
     def epoch_of(self, step: int) -> int:
         """The epoch that optimiser step `step` belongs to."""

@@ -168,7 +168,7 @@ def _typed(row: dict[str, Any], path: Path, number: int) -> dict[str, Any]:
 
 def _whole(value: Any, name: str, path: Path, number: int) -> int:
     try:
-        if int(value) == float(value):
+        if isinstance(value, str) or int(value) == value:
             return int(value)
     except ValueError:
         pass
