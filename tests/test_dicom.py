@@ -511,7 +511,7 @@ def test_files_are_known_by_their_content_and_others_counted(tmp_path):
     assert set(found) == {"IM1", "b.png", "broken.DCM", "empty.dcm"}
     assert found["broken.DCM"]["rejected"] == "named as DICOM, and its content is not"
     assert found["empty.dcm"]["rejected"] == "the file is empty"
-    assert source.aside == {".txt files": 2, "files": 1}
+    assert source.aside == {".txt files": 2, "nameless files": 1}
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG])

@@ -190,7 +190,7 @@ def test_one_pixel_is_a_picture(tmp_path):
 @pytest.mark.parametrize("size", [(40_000, 40_000), (12_000, 10_000), (2**31 - 1, 2**31 - 1)])
 def test_a_gigapixel_header_is_refused_before_decoding(tmp_path, size):
     (tmp_path / "a.png").write_bytes(png(*size, data=b"\0"))
-    assert "announces more than 100 megapixels" in refusal(tmp_path / "a.png")
+    assert f"announces more than {pictures.MAX_PIXELS // 10**6} megapixels" in refusal(tmp_path / "a.png")
 
 
 def test_text_an_empty_file_and_no_file_are_named(tmp_path):
@@ -303,6 +303,86 @@ def test_data_that_hold_no_pictures_are_named(tmp_path):
     assert "a folder of pictures or a manifest (.csv or .parquet)" in trouble(tmp_path / "a.dcm")
 
 
+def listed(path, **options):
+    """What `ussl data index` gets: rows, and how many other files there are."""
+    source = Images(path=path, **options)
+    return list(source.listing()), dict(source.aside)
+
+
+def test_files_that_a_manifest_does_not_list_are_counted(tmp_path):
+    for name in ("a.png", "b.png", "masks/a.png", "x.dcm", "README", "other.png"):
+        save(tmp_path / name, GREY, format="PNG")
+    text = "path,mask_lesion,outline_head\na.png,masks/a.png,\nb.png,,masks/a.png\ngone.png,,\n"
+    (tmp_path / "manifest.csv").write_text(text)
+    rows, aside = listed(tmp_path)
+    assert [os.path.basename(row["path"]) for row in rows] == ["a.png", "b.png", "gone.png"]
+    others = {".dcm files": 1, "nameless files": 1, "tables": 1}
+    assert aside == {"masks": 1, "pictures that the manifest does not list": 1, **others}
+    assert listed(tmp_path / "manifest.csv")[1] == {}
+    with pytest.raises(ValueError, match="no such file"):
+        Images().read(rows[2])
+
+
+def test_a_pattern_is_about_the_folder_not_about_its_manifest(tmp_path):
+    save(tmp_path / "liver/1.png", GREY)
+    table = tmp_path / "manifest.csv"
+    table.write_text("path,organ\nliver/1.png,heart\n")
+    assert [row["organ"] for row in Images(path=tmp_path).rows()] == ["heart"]
+    assert [row["organ"] for row in Images(path=tmp_path, pattern="{organ}/{view}").rows()] == ["liver"]
+    with pytest.raises(ValueError, match="the option pattern is for a folder of pictures"):
+        Images(path=table, pattern="{organ}/{view}").rows()
+
+
+def test_constants_fill_what_a_manifest_leaves_open(tmp_path):
+    table = tmp_path / "m.csv"
+    table.write_text("path,organ,label\na.png,liver,benign\nb.png,,normal\n")
+    rows = list(Images(path=table, organ="heart", source="mine").rows())
+    assert [(row["organ"], row["source"]) for row in rows] == [("liver", "mine"), ("heart", "mine")]
+    with pytest.raises(ValueError, match="every row says its label already: leave that option out"):
+        Images(path=table, label="x").rows()
+
+
+def test_where_keeps_rows_by_their_columns(tmp_path):
+    table = tmp_path / "m.csv"
+    table.write_text(
+        "path,split,fold,organ\na.png,train,1,liver\nb.png,val,1,liver\nc.png,test,2,liver\nd.png,,2,liver\n"
+    )
+    rows, aside = listed(table, where={"split": ["train", "test"], "fold": ["1"]})
+    assert [os.path.basename(row["path"]) for row in rows] == ["a.png"]
+    assert aside == {"left out by where": 3}
+    for where, reason in {
+        ("splits", "train"): "has no column 'splits'; it has: fold, organ, path, split",
+        ("split", "valid"): "has the split 'valid'; they have: test, train, val",
+        ("split",): r"write split with a list of values, such as \{split: \[a, b\]\}, not \[\]",
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            Images(path=table, where={where[0]: list(where[1:])}).rows()
+    with pytest.raises(ValueError, match="not 'train'"):
+        Images(path=table, where={"split": "train"}).rows()
+    with pytest.raises(ValueError, match="no picture has all that where asks for"):
+        Images(path=table, where={"split": ["val"], "fold": ["2"]}).rows()
+
+
+def test_where_is_about_the_fields_of_a_pattern_as_well(tmp_path):
+    for name in ("train/a.png", "test/b.png", "c.png"):
+        save(tmp_path / name, GREY)
+    rows, aside = listed(tmp_path, pattern="{split}/{view}", where={"split": ["train"]})
+    assert [(os.path.basename(row["path"]), "rejected" in row) for row in rows] == [("c.png", True), ("a.png", False)]
+    assert aside == {"left out by where": 1}
+
+
+def test_a_pack_gives_its_own_rows(tmp_path, monkeypatch):
+    (tmp_path / "pack.json").touch()
+    rows = [{"path": "/a.png", "reader": "pack", "split": split} for split in ("train", "test")]
+    monkeypatch.setattr("ussl.data.pack.rows", lambda path: [dict(row) for row in rows if path == tmp_path])
+    assert list(Images(path=tmp_path).rows()) == rows
+    assert list(Images(path=tmp_path, where={"split": ["test"]}).rows()) == rows[1:]
+    with pytest.raises(ValueError, match="the option pattern is for a folder of pictures"):
+        Images(path=tmp_path, pattern="{organ}/{view}").rows()
+    with pytest.raises(ValueError, match="its row says that the source pack reads it, not images"):
+        Images().read(rows[0])
+
+
 def test_a_source_reads_the_frame_of_a_row(tmp_path):
     frames = [Image.fromarray(GREY + i) for i in range(2)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
@@ -383,8 +463,9 @@ def test_files_that_are_no_table_are_refused(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real images at {REAL}")
 def test_the_real_folder_is_read_without_its_masks():
     source = Images(path=REAL)
-    rows = list(source.rows())
+    rows = list(source.listing())
     assert len(rows) == 3023
+    assert source.aside == {"masks": 1668, ".dcm files": 10, "tables": 1, ".md files": 1}
     assert {row["organ"] for row in rows} >= {"liver", "fetal_head"}
     assert not any("/masks/" in row["path"] for row in rows)
     for row in rows[::300]:

@@ -252,9 +252,13 @@ def test_masks_are_found_whatever_the_pattern(tree):
     assert aside == {"masks": 1}
 
 
-def test_pairing_many_masks_costs_no_more_than_a_pass():
-    pictures = [f"{case}/images/{i}.png" for case in range(300) for i in range(50)]
-    masks = [f"{case}/masks/lesion/{i}.png" for case in range(300) for i in range(50)]
+@pytest.mark.parametrize(
+    ("pictures", "masks"),
+    [("{}/images/{}.png", "{}/masks/lesion/{}.png"), ("images/{}/{}.png", "masks/lesion/{}/{}.png")],
+)
+def test_masks_of_many_cases_with_the_same_names_are_each_paired_with_their_own(pictures, masks):
+    pictures = [pictures.format(case, i) for case in range(1500) for i in range(5)]
+    masks = [masks.format(case, i) for case in range(1500) for i in range(5)]
     found, lost = pair(pictures, masks)
     assert lost == []
     assert all(found[p] == {"mask_lesion": m} for p, m in zip(pictures, masks, strict=True))

@@ -211,6 +211,11 @@ def test_a_frame_that_is_not_there_is_named(tmp_path):
         Video().read({"path": str(path), "frame": 2})
 
 
+def test_a_video_that_is_gone_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.mp4: no such file or directory$"):
+        Video().read({"path": str(tmp_path / "a.mp4"), "frame": 0})
+
+
 def test_a_path_that_is_none_says_what_to_write(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
     for path, words in (

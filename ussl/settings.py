@@ -52,6 +52,8 @@ class Loader:
 
     canvas: int = 512  # longest side in pixels; a larger picture is scaled down to it
     workers: int | Literal["auto"] = "auto"  # reading processes
+    scan: Literal["keep", "mask", "crop"] = "keep"  # black out what is around the scan, or cut it off
+    grey: bool = False  # colourless RGB becomes exactly grey
 
     def __post_init__(self) -> None:
         _within(self, 1, math.inf, "canvas")

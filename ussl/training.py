@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ussl import launch, plan, run
+from ussl.data.clean import Cleaned, Cleaning
 from ussl.data.loader import Loader, default_workers
 from ussl.data.preprocess import check, parting
 from ussl.method import Ema, Method
@@ -238,8 +239,11 @@ def build_method(
     encoder = recipe.encoder(statistics or {})
     notes = encoder.initialize(recipe.formats()) if fresh else []
     augmentation = recipe.augmentation()
-    encoder.preprocess = check(augmentation.preprocess, "the augmentation")
     side, made_for = getattr(augmentation, "size", None), getattr(encoder, "image_size", None)
+    cleaning = Cleaning(recipe.loader.scan, recipe.loader.grey)
+    if cleaning.preprocess:
+        augmentation = Cleaned(cleaning, augmentation)
+    encoder.preprocess = check(augmentation.preprocess, "the augmentation")
     if side and made_for and side != made_for:
         once(
             f"the encoder is made for images of {made_for} pixels, at which it is probed and exported, and trains on "

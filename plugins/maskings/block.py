@@ -11,7 +11,7 @@ from torch import Tensor
 from ussl.draws import Draws
 from ussl.hookspecs import hookimpl
 from ussl.parts import Mask, Masking, View
-from ussl_plugins.maskings.random import check_options, count_seen, hide
+from ussl_plugins.maskings.random import check_options, count_seen, hide, shows_scan
 
 CANDIDATES = 16  # rectangles a mask: more than are needed, drawn at once, so that nobody has to ask for one more
 
@@ -29,6 +29,9 @@ class BlockMasking(Masking):
         min_patches: smallest area of a rectangle, in patches (BEiT: 16 of 14 x 14).
         aspect: smallest height / width of a rectangle; the largest is its inverse.
         how: hidden patches are left out (`drop`), or the encoder puts its mask token in their place (`token`).
+        scan: blocks are laid until the count of patches of the scan is reached; black ones around it are hidden, and
+            asked for, only where an image has fewer of the scan than that: then all of the scan is hidden, and the
+            black ones that the blocks reach first.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class BlockMasking(Masking):
         min_patches: int = 4,
         aspect: float = 0.3,
         how: Literal["drop", "token"] = "drop",
+        scan: bool = False,
     ) -> None:
         super().__init__()
         check_options(ratio, masks, decode, how)
@@ -53,6 +57,7 @@ class BlockMasking(Masking):
         self.min_patches = min_patches
         self.aspect = aspect
         self.how = how
+        self.scan = scan
 
     def forward(self, view: View, grid: tuple[int, int], draws: Draws) -> Mask | None:
         """A Mask (B, K, N) for a global view on a grid, None for a local one, which stays whole.
@@ -69,7 +74,8 @@ class BlockMasking(Masking):
                 f"min_patches {self.min_patches} is more than the {hidden} of {rows} x {columns} patches that ratio "
                 f"{self.ratio} hides; write at most {hidden}"
             )
-        return hide(-self._turn(grid, hidden, draws), seen, self.decode, draws, self.how)
+        first = shows_scan(view, grid) if self.scan else None
+        return hide(-self._turn(grid, hidden, draws), seen, self.decode, draws, self.how, first)
 
     def _turn(self, grid: tuple[int, int], hidden: int, draws: Draws) -> Tensor:
         """(B, K, N) when each patch is hidden: the number of the first block over it, plus how far out it lies there.

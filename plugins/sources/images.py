@@ -136,8 +136,9 @@ class Images(Source):
 
     def _kept(self, rows: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
         """The rows that `where` asks for, and the rejected ones."""
+        usable = [row for row in rows if "rejected" not in row]
         for column, values in (self.where or {}).items():
-            _check_where(column, values, [row for row in rows if "rejected" not in row], path)
+            _check_where(column, values, usable, path)
             kept = [row for row in rows if "rejected" in row or str(row.get(column)) in values]
             self.aside["left out by where"] += len(rows) - len(kept)
             rows = kept

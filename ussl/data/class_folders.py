@@ -71,9 +71,9 @@ class ClassFolders(DataSet):
         """Says what is not known of the pictures, since it limits what they can be used for."""
         if unknown := sum("patient" not in row for row in rows):
             which = f"{unknown} of {len(rows)} pictures have no patient id"
-            once(f"{self.name}: {which}, so that a split may put pictures of one patient on both sides")
+            once(f"{self.root}: {which}, so that a split may put pictures of one patient on both sides")
         if self.table is not None and len(told) < len(rows):
-            once(f"{self.name}: {len(rows) - len(told)} of {len(rows)} pictures have no row in {self.table}")
+            once(f"{self.root}: {len(rows) - len(told)} of {len(rows)} pictures have no row in {self.table}")
 
 
 def _classes(pictures: Sequence[str]) -> dict[str, str | None]:

@@ -64,10 +64,13 @@ class _Homes:
         self.bases: dict[str, str] = {}
         wanted = {self.base(mask) for mask in masks}
         self.pictures: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.mirrored: dict[tuple[str, str, tuple[str, ...]], list[str]] = defaultdict(list)  # also by their folders
         for picture in pictures:
             for base in wanted.intersection(_folders_above(picture)):
-                for key in _names(_stem(picture)):
-                    self.pictures[base, key].append(picture)
+                folders = tuple(folder for folder in _below(picture, base) if folder not in _PICTURES)
+                for name in _names(_stem(picture)):
+                    self.pictures[base, name].append(picture)
+                    self.mirrored[base, name, folders].append(picture)
 
     def base(self, mask: str) -> str:
         """The folder, "" for the root, below which a mask's picture is looked for."""
@@ -81,24 +84,33 @@ class _Homes:
         return self.bases[folder]
 
     def picture_of(self, mask: str) -> str | None:
+        """The one picture that a mask can belong to; None = there is none, or several."""
         base = self.base(mask)
+        folders = [folder for folder in _below(mask, base) if folder not in FOLDERS]
         for name in _mask_names(mask):
-            ranked = sorted(
-                (_distance(mask, picture, base), picture) for picture in self.pictures.get((base, name), ())
-            )
-            if ranked:
+            if (base, name) in self.pictures:
+                repeated = (self.mirrored.get((base, name, part)) for part in _parts(folders))
+                likely = next(filter(None, repeated), self.pictures[base, name])
+                ranked = sorted((_distance(mask, picture, base), picture) for picture in likely)
                 return None if len(ranked) > 1 and ranked[0][0] == ranked[1][0] else ranked[0][1]
         return None
 
 
 def _distance(mask: str, picture: str, base: str) -> tuple[int, int, bool]:
     """Smaller for the likelier picture: more folders of the same name, less deep, the same letters in its stem."""
-    region, folders = _below(mask, base), _below(picture, base)
-    return -len(region & folders), picture.count("/"), _stem(mask) != _stem(picture)
+    shared = set(_below(mask, base)) & set(_below(picture, base))
+    return -len(shared), picture.count("/"), _stem(mask) != _stem(picture)
 
 
-def _below(path: str, base: str) -> set[str]:
-    return set(path.casefold()[len(base) :].split("/")[:-1]) - {""}
+def _below(path: str, base: str) -> list[str]:
+    """The folders from `base` down to a file, in small letters."""
+    return [folder.casefold() for folder in path[len(base) :].split("/")[:-1] if folder]
+
+
+def _parts(folders: Sequence[str]) -> list[tuple[str, ...]]:
+    """All runs of folders, the longest first."""
+    count = len(folders)
+    return [tuple(folders[i : i + size]) for size in range(count, 0, -1) for i in range(count - size + 1)]
 
 
 def _region(mask: str, picture: str, base: str) -> str:

@@ -181,14 +181,25 @@ def _scan_of(picture: np.ndarray, goes_on: bool = True) -> _Scan | None:
     found = [] if cells is None else fragments(cells, goes_on)
     if cells is None or not found:
         return None
-    forms = [Form(piece) for piece in found]
+    forms = _forms(found)
     covered = _covered(forms, *(np.arange(n) + 0.5 for n in cells.scan.shape))
-    fan = any(form.fan is not None and form.fan.outer is not None for form in forms)
-    region = _believed(covered, np.logical_or.reduce(found), HELD_FAN if fan else HELD)
+    least = HELD_FAN if any(map(_is_fan, forms)) else HELD
+    region = _believed(covered, np.logical_or.reduce(found), least)
     outside = ~region
     if outside.mean() < SHARE or cells.scan[outside].mean() > DENSE:
         return None
     return _Scan(cells, forms, region, region & ~covered)
+
+
+def _forms(found: list[np.ndarray]) -> list[Form]:
+    """The form of each piece; one of all where these are parts of one fan that a dark band divides."""
+    if len(found) > 1 and _is_fan(whole := Form(np.logical_or.reduce(found))):
+        return [whole]
+    return [Form(piece) for piece in found]
+
+
+def _is_fan(form: Form) -> bool:
+    return form.fan is not None and form.fan.outer is not None
 
 
 def _covered(forms: list[Form], ys: np.ndarray, xs: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ class Sector:
     """
 
     def __init__(self, batch: Batch) -> None:
-        sums = _enclosed(_lit(batch)).cumsum(1).cumsum(2)
+        sums = enclosed(_lit(batch)).cumsum(1).cumsum(2)
         self.sums = pad(sums, (1, 0, 1, 0))  # (B, rows + 1, columns + 1) cells of the sector above and left
 
     def share(self, boxes: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def _lit(batch: Batch) -> Tensor:
     return avg_pool2d(lit[:, None], side)[:, 0] >= FILLED
 
 
-def _enclosed(cells: Tensor) -> Tensor:
-    """`cells` (B, rows, columns) and those between some in their row and between some in their column."""
+def enclosed(cells: Tensor) -> Tensor:
+    """`cells`, bool (B, rows, columns), and those between some in their row and between some in their column."""
     between = torch.ones_like(cells)
     for axis in (1, 2):
         before = cells.cumsum(axis)

@@ -29,7 +29,7 @@ def command(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     written = {figure: picture, page: render}
     for path, make in written.items():
         if path is not None:
-            _replace(path, make(found, path.suffix[1:].lower()))
+            replace(path, make(found, path.suffix[1:].lower()))
             if not args.json:
                 print(f"\nwritten: {path}")
     return 0
@@ -80,9 +80,9 @@ def render(found: Contents, kind: str = "html") -> bytes:
 def lines(found: Contents) -> Iterator[str]:
     """All tables as text."""
     yield f"{found.manifest}: {count(found.images, 'image')}"
-    yield from ("", *_aligned(organ_table(found), 2))
+    yield from ("", *aligned(organ_table(found), 2))
     for table in _tables(found).values():
-        yield from ("", *_aligned(table, 1))
+        yield from ("", *aligned(table, 1))
     yield from (f"({_THREE})", "")
     if found.says_label:
         yield "labels"
@@ -169,7 +169,7 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {images:,}" for name, images in counts.items()) or "none"
 
 
-def _aligned(table: Sequence[Sequence[str]], left: int) -> Iterator[str]:
+def aligned(table: Sequence[Sequence[str]], left: int) -> Iterator[str]:
     """Lines of a table whose first `left` columns are text, and the others numbers."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
@@ -191,7 +191,7 @@ def _named(option: str, path: str | None, ends: Sequence[str]) -> Path | None:
     return file
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:

@@ -20,6 +20,7 @@ DIM = 40  # grey levels above the background: what is not brighter than that is 
 FULL, SPARSE = 0.5, 0.06  # share of samples off the background that make a scan, beside bright and among dim ones
 WINDOW = 5  # cells over which that share is taken
 WIDE = (0.16, 0.08, 0.05)  # of a picture's short side: scans are that wide somewhere, or that, or that; logos are not
+LARGE = 0.12  # of the area of the largest: such a piece of the last of these widths is scan as well
 NARROW = 0.04  # of it: what is not that wide is a bar, a letter, or what joins one to a scan
 
 
@@ -56,10 +57,13 @@ def fragments(cells: Cells, goes_on: bool = True) -> list[np.ndarray]:
     solid = filled(cells.scan)
     sizes = (int(part * min(solid.shape) + 1.5) for part in (NARROW, *WIDE))
     opened, *wide = (_opened(solid, size, goes_on) for size in sizes)
-    pieces, _ = ndimage.label(opened)
+    pieces, count = ndimage.label(opened)
     seeds = next((some for some in wide if some.any()), opened)
+    area = np.bincount(pieces.ravel(), minlength=count + 1)
+    large = np.flatnonzero(area >= LARGE * area[1:].max(initial=1))
+    chosen = np.union1d(pieces[seeds], np.intersect1d(pieces[wide[-1]], large))
     found = []
-    for number in np.unique(pieces[seeds]):
+    for number in chosen[chosen > 0]:
         piece = pieces == number
         found.append(filled(piece | (grown(piece) & cells.scan)))
     return found

@@ -217,9 +217,9 @@ def _plain_words(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except _Unusable as error:
         raise ValueError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file or directory") from None
-    except PermissionError:
-        raise ValueError(f"{path}: permission denied") from None
-    except Exception:  # of FFmpeg, in its own words
+    except Exception:  # of FFmpeg, whose errors are also those of the system's classes
+        if not os.path.exists(path):
+            raise ValueError(f"{path}: no such file or directory") from None
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{path}: permission denied") from None
         raise ValueError(f"{path}: damaged or cut short: no video can be read from it") from None
