@@ -158,7 +158,8 @@ def test_the_command_writes_all_findings_and_the_rest_adds_up(corpus, capsys):
     assert "1 (1)" in text  # classes by split
     rows = manifest.read(path.with_name("c.clean.parquet"))
     assert [row["split"] for row in rows] == ["test", None]
-    listed = list(csv.DictReader(path.with_name("c.audit.csv").open()))
+    with path.with_name("c.audit.csv").open() as file:
+        listed = list(csv.DictReader(file))
     assert [(line["finding"], line["dropped"]) for line in listed] == [
         ("duplicate", "yes"),
         ("duplicate_across", ""),

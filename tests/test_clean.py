@@ -1,4 +1,4 @@
-"""Batches cleaned on the device: as one picture is, whatever the batch, and as the encoder is given them ever after."""
+"""Batches cleaned on the device: as one picture is, in any batch, and as the encoder is given them ever after."""
 
 from __future__ import annotations
 
@@ -209,8 +209,8 @@ def test_going_on_without_the_cleaning_is_said(tmp_path):
     write_encoder(encoder, tmp_path / "encoder")
     said = parting(tmp_path, {})
     assert said is not None
-    assert "was trained on pictures with scan_mask, grey, which this recipe does not do" in said
-    assert "loader: {scan: mask} keeps the mask, loader: {grey: true} keeps the grey" in said
+    assert "was trained on pictures with grey, scan_mask, which this recipe does not do" in said
+    assert "loader: {grey: true} keeps the grey, loader: {scan: mask} keeps the mask" in said
     assert parting(tmp_path, {"scan_mask": 1, "grey": 1}) is None
     assert "and this recipe does scan_crop, grey: " in str(parting(tmp_path, {"scan_crop": 1, "grey": 1}))
 
@@ -238,5 +238,5 @@ def test_the_settings_of_the_loader_reach_the_method_and_its_encoder(words, told
 
 
 def test_another_word_for_the_scan_is_refused():
-    with pytest.raises(ValueError, match="loader.scan"):
+    with pytest.raises(ValueError, match=r"loader\.scan"):
         recipes.load(["mae"], [*SMALL, ("loader.scan", "blur")], Host())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from ussl.parts import View
+from ussl.phantom.render import render
 from ussl.testing import check_masking, tiny_draws, tiny_view
 from ussl_plugins.maskings.block import BlockMasking
-from ussl_plugins.maskings.random import RandomMasking
+from ussl_plugins.maskings.random import RandomMasking, shows_scan
 
 
 def hide(masking, grid=(14, 14), images=8, seed=0):
@@ -37,6 +39,8 @@ class Given:
         (BlockMasking, {"masks": 3, "decode": 0.5, "ratio": 0.6}),
         (RandomMasking, {"how": "token", "decode": 0.5}),
         (BlockMasking, {"how": "token"}),
+        (RandomMasking, {"scan": True, "decode": 0.5}),
+        (BlockMasking, {"scan": True, "masks": 2}),
     ],
 )
 def test_a_masking_keeps_its_contract(masking, options):
@@ -108,6 +112,79 @@ def test_hidden_patches_may_be_told_to_stay_as_tokens(masking, options):
     assert torch.equal(dropped.hidden, told.hidden)
     assert torch.equal(dropped.predict, told.predict)
     assert hide(RandomMasking(how="token", predict="all")).how == "token"
+
+
+def fan_views(images=6, side=112):
+    """Views (B, 1, side, side) of simulated livers: fans in black corners."""
+    pictures = [render(0, i, 0, "liver", "normal", side, 60.0).image for i in range(images)]
+    image = torch.from_numpy(np.stack(pictures))[:, None] / 255
+    return View(image, image)
+
+
+def black_outside(image, grid):
+    """(N,) bool of one view (h, w), by loops: patches all black, with no lighter one on a side of row or column."""
+    side = image.shape[0] // grid
+    lit = [
+        [image[r * side : (r + 1) * side, c * side : (c + 1) * side].max() > 10 / 255 for c in range(grid)]
+        for r in range(grid)
+    ]
+    column = [[lit[r][c] for r in range(grid)] for c in range(grid)]
+    return [
+        not lit[r][c] and not (any(lit[r][:c]) and any(lit[r][c:]) and any(column[c][:r]) and any(column[c][r:]))
+        for r in range(grid)
+        for c in range(grid)
+    ]
+
+
+@pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
+@pytest.mark.parametrize("decode", [1.0, 0.4])
+def test_black_corners_of_a_fan_are_neither_hidden_nor_predicted(masking, decode):
+    view = fan_views()
+    black = torch.tensor([black_outside(image[0], 14) for image in view.image])
+    assert (black.sum(1) > 20).all()
+    mask = masking(ratio=0.5, masks=2, decode=decode, scan=True)(view, (14, 14), tiny_draws(6))
+    assert (mask.hidden.sum(-1) == 98).all()
+    assert (mask.predict.sum(-1) == mask.asked).all()
+    assert not (mask.hidden & black[:, None]).any()
+    assert not (mask.predict & black[:, None, None]).any()
+    plain = masking(ratio=0.5, masks=2, decode=decode)(view, (14, 14), tiny_draws(6))
+    assert (plain.hidden & black[:, None]).any()
+
+
+@pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
+def test_where_the_scan_is_too_small_all_of_it_is_hidden_and_predicted_first(masking):
+    image = torch.zeros(5, 1, 32, 32)
+    image[:, :, 8:16, 12:24] = 0.5  # 2 x 3 patches of 4
+    scan = torch.zeros(8, 8, dtype=torch.bool)
+    scan[2:4, 3:6] = True
+    options = {"ratio": 0.5, "decode": 0.1, "scan": True}
+    mask = masking(**options)(View(image, image), (8, 8), tiny_draws(5))
+    assert (mask.hidden.sum(-1) == 32).all()
+    assert mask.hidden[:, 0, scan.flatten()].all()
+    assert mask.asked == 3
+    assert not mask.predict[..., ~scan.flatten()].any()
+    others = mask.hidden[:, 0, ~scan.flatten()]
+    assert not (others == others[:1]).all()
+
+
+def test_a_black_cyst_is_of_the_scan_and_the_degraded_picture_does_not_matter():
+    clean = torch.full((1, 1, 32, 32), 0.4)
+    clean[..., 8:24, 8:24] = 0
+    clean[..., :4] = 0
+    view = View(torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), clean)
+    shown = shows_scan(view, (8, 8))[0].view(8, 8)
+    assert shown[:, 1:].all()
+    assert not shown[:, 0].any()
+    lifted = View(view.image, 0.2 + clean / 2)  # less contrast: black is not 0 any more
+    assert torch.equal(shows_scan(lifted, (8, 8))[0].view(8, 8), shown)
+
+
+@pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
+@pytest.mark.parametrize("options", [{}, {"decode": 0.5, "masks": 2}])
+def test_where_all_is_scan_the_masks_are_those_without_the_option(masking, options):
+    with_scan, without = hide(masking(scan=True, **options)), hide(masking(**options))
+    assert torch.equal(with_scan.hidden, without.hidden)
+    assert torch.equal(with_scan.predict, without.predict)
 
 
 @pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])

@@ -1,4 +1,4 @@
-"""What may be wrong with a corpus: copies, labels that contradict each other, patients on both sides, stained pictures.
+"""What may be wrong with a corpus: copies, contradictory labels, patients on both sides, stained pictures.
 
 Each check returns findings, one a picture and reason; none compares every picture with every other.
 """
