@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 from ussl.launch import Interruption, launch
-from ussl.parts import Draws
 from ussl.plugins import Host
 from ussl.recipe import load
 from ussl.train import update
@@ -46,9 +45,16 @@ def training_of(options, changes):
     return build(launch(recipe.train), recipe, None)
 
 
-def loader_alone(training, start, steps):
-    for step, batch in training.loader.batches(start, start + steps):
-        Draws(0, 0, step, batch.index, batch.turn)
+def begun(training, start, steps):
+    """The batches of as many steps and one more, whose first has come: reading processes start once in a run."""
+    batches = training.loader.batches(start, start + steps + 1)
+    next(batches)
+    return batches
+
+
+def loader_alone(training, batches, start, steps, out):
+    for _ in range(steps):
+        next(batches)
 
 
 def steps_on(training, batches, start, steps, out):
@@ -58,33 +64,35 @@ def steps_on(training, batches, start, steps, out):
             update(training, out, step % training.steps, batches, interruption)
 
 
-def timed(way, *arguments):
-    begun = time.perf_counter()
-    way(*arguments)
-    return time.perf_counter() - begun
+def timed(way, training, batches, *more):
+    start = time.perf_counter()
+    way(training, batches, *more)
+    seconds = time.perf_counter() - start
+    if hasattr(batches, "close"):
+        batches.close()
+    return seconds
 
 
 def compare(name, training, options, out):
-    """Print the rates of the three ways; each starts anew where the last ended."""
+    """Print the rates of the three ways."""
     size, loader = training.recipe.train.batch_size, training.loader
-    kept = [item for item in loader.batches(0, 8)]
+    kept = list(loader.batches(0, 8))
     steps_on(training, itertools.cycle(kept), 0, 8, out)
     second = timed(steps_on, training, itertools.cycle(kept), 0, 8, out) / 8
     steps = max(16, round(options.seconds / second))
     found = {way: [] for way in ("loader", "step", "training")}
     for i in range(options.rounds):
         start = i * steps
-        found["loader"].append(timed(loader_alone, training, start, steps))
+        found["loader"].append(timed(loader_alone, training, begun(training, start, steps), start, steps, out))
         found["step"].append(timed(steps_on, training, itertools.cycle(kept), start, steps, out))
-        batches = loader.batches(start, start + steps)
-        found["training"].append(timed(steps_on, training, batches, start, steps, out))
-        batches.close()
+        found["training"].append(timed(steps_on, training, begun(training, start, steps), start, steps, out))
     rates = {way: [steps * size / seconds for seconds in times] for way, times in found.items()}
     ratios = [both / min(one, other) for one, other, both in zip(*rates.values(), strict=True)]
     told = ", ".join(f"{way} {statistics.median(some):,.0f}" for way, some in rates.items())
     print(
         f"{name}, {loader.workers} workers, {steps} steps of {size}: {told} images/s; ratio "
-        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+        flush=True,
     )
 
 

@@ -182,7 +182,8 @@ def test_a_black_cyst_is_of_the_scan_and_the_degraded_picture_does_not_matter():
 @pytest.mark.parametrize("masking", [RandomMasking, BlockMasking])
 @pytest.mark.parametrize("options", [{}, {"decode": 0.5, "masks": 2}])
 def test_where_all_is_scan_the_masks_are_those_without_the_option(masking, options):
-    with_scan, without = hide(masking(scan=True, **options)), hide(masking(**options))
+    view = tiny_view(8, 56, 56)  # of noise: every patch has light pixels
+    with_scan, without = (masking(scan=scan, **options)(view, (14, 14), tiny_draws(8)) for scan in (True, False))
     assert torch.equal(with_scan.hidden, without.hidden)
     assert torch.equal(with_scan.predict, without.predict)
 

@@ -11,7 +11,8 @@ from layouts import FORMS, MARKS, compressed, ellipse, fan, marked, overlap, rec
 from PIL import Image
 
 from ussl.data import pictures
-from ussl.data.scan import burned_in, cleaned, colourless, kind, scan_box, scan_mask
+from ussl.data.colour import colourless
+from ussl.data.scan import burned_in, cleaned, kind, scan_box, scan_mask
 
 ALL = tuple(MARKS)
 

@@ -59,14 +59,19 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def schedule(batch_size: int, devices: int, micro: int, peak: float, steps: int, warmup: int, rows: int) -> list[str]:
-    """The lines that say what will be done."""
+def schedule(
+    batch_size: int, devices: int, micro: int, peak: float, steps: int, warmup: int, rows: int, epoch: int
+) -> list[str]:
+    """The lines that say what will be done; `epoch` images are visited in each, of `rows`."""
     seen, several = steps * batch_size, "s" * (devices > 1)
+    times = f"{seen / rows:.4g} times each of {rows:,}"
+    if epoch != rows:
+        times = f"{seen / epoch:.4g} epochs of {epoch:,}, which the sampler takes from {rows:,}"
     return [
         f"batch     {batch_size:,} images = {micro} x {batch_size // devices // micro} accumulated "
         f"x {devices} device{several}",
         f"rate      peak {peak:.3g}, warm-up {warmup:,} of {steps:,} steps",
-        f"images    {seen:,} seen in {steps:,} steps = {seen / rows:.4g} times each of {rows:,}",
+        f"images    {seen:,} seen in {steps:,} steps = {times}",
     ]
 
 

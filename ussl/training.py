@@ -130,7 +130,8 @@ class Training:
             yield f"weights   {weights['name']}, licence {known['licence']}, sha256 {known['sha256'][:12]}"
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
         peak, warmup = self.optimizer.peak, self.optimizer.warmup_steps(self.steps)
-        yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows))
+        epoch = self.loader.schedule.images_per_epoch
+        yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows), epoch)
         yield plan.outlook((self.steps - self.start) * batch, self.images_per_second(), self.fabric.device.type)
 
     def images_per_second(self) -> float:

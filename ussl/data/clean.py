@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ussl.data.colour import FEW, STRAY, TINT
 from ussl.data.finding import scan_cells
 from ussl.data.grid import Grid
-from ussl.data.scan import FEW, STRAY, TINT
 from ussl.parts import Augmentation, Batch, Draws, View
 
 CHUNK = 32  # pictures at once: they take a few MB each

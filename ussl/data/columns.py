@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -26,7 +25,7 @@ class Columns:
     def __contains__(self, name: str) -> bool:
         return self.filled(name) > 0
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 
     def filled(self, name: str) -> int:
@@ -70,41 +69,50 @@ def read(path: str | os.PathLike[str], names: Collection[str]) -> Columns:
     A name that ends with _ stands for all that begin so. ValueError: as `manifest.read`.
     """
     path = located(path)
+    read = {".parquet": _parquet, ".csv": _csv}.get(path.suffix.lower(), _by_row)
     try:
-        table = (_parquet if path.suffix.lower() == ".parquet" else _csv)(path, names)
+        return read(path, names) or _by_row(path, names)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, csv.Error):
-        table = None
-    return _by_row(path, names) if table is None else Columns(table.num_rows, dict(_columns(table)))
+        return _by_row(path, names)
 
 
 def _asked(name: str, names: Collection[str]) -> bool:
     return name == "path" or name in names or any(name.startswith(begin) for begin in names if begin.endswith("_"))
 
 
-def _parquet(path: Path, names: Collection[str]) -> pyarrow.Table | None:
+def _parquet(path: Path, names: Collection[str]) -> Columns | None:
     """None: something is out of the ordinary."""
     file = pyarrow.parquet.ParquetFile(path)
     asked = [name for name in file.schema_arrow.names if _asked(name.strip(), names)]
-    return _sound(file.read(columns=asked).rename_columns([name.strip() for name in asked]), file.schema_arrow.names)
+    if not _distinct(file.schema_arrow.names):
+        return None
+    return _sound(file.read(columns=asked).rename_columns([name.strip() for name in asked]))
 
 
-def _csv(path: Path, names: Collection[str]) -> pyarrow.Table | None:
+def _csv(path: Path, names: Collection[str]) -> Columns | None:
     """None: something is out of the ordinary."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file), [])
+    if not _distinct(header):
+        return None
     types = dict.fromkeys(header, pyarrow.string())
     options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=False)
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
     table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
     table = table.rename_columns([name.strip() for name in table.column_names])
-    return _sound(table.select([name for name in table.column_names if _asked(name, names)]), header)
+    return _sound(table.select([name for name in table.column_names if _asked(name, names)]))
 
 
-def _sound(table: pyarrow.Table, header: list[str]) -> pyarrow.Table | None:
+def _distinct(header: list[str]) -> bool:
+    return len({name.strip() for name in header}) == len(header)
+
+
+def _sound(table: pyarrow.Table) -> Columns | None:
     """The table with empty text as missing; None where `manifest.read` has to look at every row."""
-    if len({name.strip() for name in header}) < len(header) or "path" not in table.column_names or not table.num_rows:
+    if "path" not in table.column_names or not table.num_rows:
         return None
-    for i, name in enumerate(table.column_names):
+    columns = {}
+    for name in table.column_names:
         column = table[name]
         if pyarrow.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -113,14 +121,8 @@ def _sound(table: pyarrow.Table, header: list[str]) -> pyarrow.Table | None:
             column = pyarrow.compute.if_else(pyarrow.compute.equal(column, ""), None, column)
         elif not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_null(column.type)):
             return None
-        table = table.set_column(i, name, column)
-    return None if table["path"].null_count else table
-
-
-def _columns(table: pyarrow.Table) -> Any:
-    for name in table.column_names:
-        kind = pyarrow.int64() if name in manifest.WHOLE else pyarrow.string()
-        yield name, table[name].cast(kind)
+        columns[name] = column.cast(pyarrow.int64() if name in manifest.WHOLE else pyarrow.string())
+    return None if columns["path"].null_count else Columns(table.num_rows, columns)
 
 
 def _by_row(path: Path, names: Collection[str]) -> Columns:

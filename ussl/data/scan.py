@@ -8,24 +8,20 @@ from typing import Literal
 
 import numpy as np
 
+from ussl.data.colour import colourless, luminance
 from ussl.data.fan import TIP, Form
 from ussl.data.surround import SAMPLES, Cells, cells_of, fragments, grown
 
 SHARE = 0.01  # of a picture: less than that around a scan is not worth speaking of
 DENSE = 0.35  # of the surround may look like scan: with more, the outline is not that of the scan
 LOOSE = 64  # parts of the longest side: what was found may end so far inside of an outline
-HELD, HELD_FAN, HELD_ALONE = (
-    0.6,
-    0.4,
-    0.75,
-)  # of an outline must be where it was found: on three sides or more of a picture, on fewer
+HELD, HELD_FAN = 0.6, 0.4  # of an outline must be where it was found, on three sides of a picture or more; of a fan's
+HELD_ALONE = 0.75  # on fewer sides
 PAGES = 3  # at most, one in the other: a screenshot on a page
 BOXED, SMALL = 0.97, 16  # share of its bounding box, and cells of its shorter side, that make it a page
 MARGIN = 2  # cells around a scan that may hold some of it
 CONTRAST = 28  # grey levels by which a mark differs from the background; compression leaves less than that
 MARKS = 6  # samples of that contrast that make a mark
-TINT = 16  # grey levels between the channels of a pixel up to which it is colourless
-STRAY, FEW = 4e-5, 4  # share and number of coloured pixels that compression may leave
 
 Kind = Literal["linear", "convex", "phased", "whole"]
 Box = tuple[int, int, int, int]
@@ -37,7 +33,7 @@ def scan_mask(picture: np.ndarray) -> np.ndarray:
     The flat background around is told by its grey levels, whichever these are, the scan by being dense and wide. Its
     outline is a fan (two straight sides, two arcs, as far as they show) or else the convex hull of what was found, to
     about a 128th of the picture's longest side; several panels have an outline each. All of a picture is scan where
-    none can be told from its surround. Costs about 4 ms at 512 pixels, and little more for larger pictures.
+    none can be told from its surround. Costs about 5 ms at 512 pixels, and little more for larger pictures.
 
     ValueError: not such a picture.
     """
@@ -79,7 +75,7 @@ def cleaned(picture: np.ndarray, scan: Literal["keep", "mask", "crop"] = "keep",
         picture: uint8 (H, W) or (H, W, 3).
         scan: `keep` leaves it as it is, `mask` makes black what lies outside of `scan_mask`, `crop` also cuts the
             picture to `scan_box`.
-        grey: nearly colourless RGB (see `colourless`) becomes one channel.
+        grey: nearly colourless RGB (see `ussl.data.colour.colourless`) becomes one channel.
 
     ValueError: not a picture, or another word.
     """
@@ -93,23 +89,6 @@ def cleaned(picture: np.ndarray, scan: Literal["keep", "mask", "crop"] = "keep",
             y, x, height, width = _box(mask)
             picture = np.ascontiguousarray(picture[y : y + height, x : x + width])
     return luminance(picture) if grey and picture.ndim == 3 and colourless(picture) else picture
-
-
-def colourless(picture: np.ndarray) -> bool:
-    """Whether a picture (H, W, 3) has no colour: channels within `TINT` of each other but for a few stray pixels.
-
-    That is what JPEG makes of grey. Doppler, coloured calipers and colour maps are more than that, and so is an even
-    tint of the whole picture beyond it.
-    """
-    red, green, blue = (picture[..., channel] for channel in range(3))
-    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
-    return int((spread > TINT).sum()) <= max(FEW, STRAY * spread.size)
-
-
-def luminance(picture: np.ndarray) -> np.ndarray:
-    """(H, W) of (H, W, 3): ITU-R BT.601, rounded, as Pillow's `convert("L")`."""
-    red, green, blue = (picture[..., channel].astype(np.uint32) for channel in range(3))
-    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -183,8 +162,7 @@ def _scan_of(picture: np.ndarray, goes_on: bool = True) -> _Scan | None:
         return None
     forms = _forms(found)
     covered = _covered(forms, *(np.arange(n) + 0.5 for n in cells.scan.shape))
-    least = HELD_FAN if any(map(_is_fan, forms)) else HELD
-    region = _believed(covered, np.logical_or.reduce(found), least)
+    region = _believed(covered, np.logical_or.reduce(found), any(map(_is_fan, forms)))
     outside = ~region
     if outside.mean() < SHARE or cells.scan[outside].mean() > DENSE:
         return None
@@ -206,22 +184,34 @@ def _covered(forms: list[Form], ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
     return np.logical_or.reduce([form.covers(ys, xs) for form in forms])
 
 
-def _believed(covered: np.ndarray, found: np.ndarray, least: float) -> np.ndarray:
+def _believed(covered: np.ndarray, found: np.ndarray, fan: bool) -> np.ndarray:
     """`covered` (rows, columns), and the surround on those sides of the picture where its outline is not trusted.
 
     Seen from a side, an outline should be where `found` ends: the dark inside of a scan that reaches the picture's
-    edge has a ragged end. Where there is surround on three sides or more, all of them are judged together by `least`.
+    edge has a ragged end. Where there is surround on three sides or more, they are judged together, and those of a
+    `fan` more mildly; but below a scan as wide at its top, the surround must be good, or good on both sides of it.
     """
     near = grown(found, max(1, round(max(covered.shape) / LOOSE)))
     held, beyond = zip(*(_seen_from(np.rot90(covered, turn), np.rot90(near, turn)) for turn in range(4)), strict=True)
     seen = [share for share in held if share is not None]
-    if len(seen) >= 3:
-        return covered if sum(seen) >= least * len(seen) else np.ones_like(covered)
+    good = [share is not None and share >= HELD_ALONE for share in held]
+    if len(seen) < 3:
+        doubted = [turn for turn in range(4) if not good[turn]]
+    elif sum(seen) < (HELD_FAN if fan else HELD) * len(seen):
+        return np.ones_like(covered)
+    else:
+        doubted = [0] * (_wide_at_its_top(covered) and not good[0] and not (good[1] and good[3]))
     region = covered.copy()
-    for turn, share in enumerate(held):
-        if share is None or share < HELD_ALONE:
-            region |= np.rot90(beyond[turn], -turn)
+    for turn in doubted:
+        region |= np.rot90(beyond[turn], -turn)
     return region
+
+
+def _wide_at_its_top(covered: np.ndarray) -> bool:
+    """Whether a region is nearly as wide in its upper quarter as anywhere: that of a linear probe, not a fan."""
+    width = covered.sum(1)
+    width = width[width > 0]
+    return bool(width[: max(1, len(width) // 4)].max() >= 0.9 * width.max())
 
 
 def _seen_from(covered: np.ndarray, near: np.ndarray) -> tuple[float | None, np.ndarray]:

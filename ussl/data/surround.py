@@ -91,14 +91,19 @@ def _sampled(picture: np.ndarray) -> tuple[np.ndarray, float]:
     """(SAMPLES rows, SAMPLES columns) the brightest channel at the samples of every cell, and a cell's side."""
     longest = max(picture.shape[:2])
     side = longest / min(CELLS, -(-longest // 2))
-    for axis, length in enumerate(picture.shape[:2]):
-        cells = int(np.ceil(length / side - 1e-9))
-        at = ((np.arange(cells * SAMPLES) + 0.5) / SAMPLES * side).astype(np.intp).clip(max=length - 1)
-        picture = picture.take(at, axis)
+    down, across = (_places(length, side) for length in picture.shape[:2])
+    picture = picture.take(down, 0)
     if picture.ndim == 3:
         red, green, blue = (picture[..., channel] for channel in range(3))
         picture = np.maximum(np.maximum(red, green), blue)
-    return picture, side
+    whole = np.array_equal(across, np.arange(picture.shape[1]))
+    return picture if whole else picture.take(across, 1), side
+
+
+def _places(length: int, side: float) -> np.ndarray:
+    """Where on an axis the samples of its cells are, in pixels."""
+    cells = int(np.ceil(length / side - 1e-9))
+    return ((np.arange(cells * SAMPLES) + 0.5) / SAMPLES * side).astype(np.intp).clip(max=length - 1)
 
 
 def _blocks(samples: np.ndarray, by: np.ufunc) -> np.ndarray:
