@@ -95,9 +95,9 @@ def index(source: str, root: Path, out: Path) -> Run:
     start = time.perf_counter()
     with open(out.with_suffix(".txt"), "w+") as said:
         process = subprocess.Popen([*COMMAND, *words, *options], stdout=said, stderr=said)
-        peak, largest, code = watch(process.pid)
+        peak, largest, process.returncode = watch(process.pid)
         said.seek(0)
-        return Run(code, said.read(), time.perf_counter() - start, peak, largest)
+        return Run(process.returncode, said.read(), time.perf_counter() - start, peak, largest)
 
 
 def key(folder: Path) -> Path:

@@ -287,3 +287,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     path = nifti(tmp_path / "a.nii", SEQUENCE)
     monkeypatch.setitem(sys.modules, "nibabel", None)
     assert refusal(path) == "reading NIfTI needs a package: pip install 'ultrasound-ssl[nifti]'"
+
+
+def test_the_older_layouts_testing_patients_are_others(tmp_path):
+    source = Camus(path=tmp_path)
+    for part in ("training", "testing"):
+        (tmp_path / part / "patient0001").mkdir(parents=True)
+        (tmp_path / part / "patient0001" / "patient0001_4CH_sequence.mhd").write_text("")
+    found = [(item["patient"], item.get("split")) for item in source.listing()]
+    assert sorted(found) == [("patient0001", "train"), ("testing_patient0001", "test")]
+    assert not source.aside["second copies, in another layout"]

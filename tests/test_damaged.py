@@ -63,7 +63,7 @@ def test_there_are_more_than_twenty_kinds_of_each_of_which_equal_files_are_made_
     small = [kind for kind in kinds if kind.name in ("png cut short", "header cut short", "video with flipped bytes")]
     made = [damaged.make(tmp_path / name, small, 6, damaged.base_pictures(None, 2)) for name in ("a", "b")]
     assert made[0] == made[1]
-    files = [sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")) for _ in "a"][0]
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 6
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
 
@@ -114,7 +114,7 @@ def test_the_end_of_a_preview_is_not_the_end_of_a_jpeg(tmp_path):
     data = encoded("JPEG", exif=b"Exif\0\0" + encoded("JPEG")[:20000])
     assert data.count(b"\xff\xd9") == 2
     assert "its pixels have no end" in refusal(
-        tmp_path / "a.jpg", data[: len(data) // 2 + 4000].ljust(len(data), b"\0")
+        tmp_path / "a.jpg", data[: len(data) // 2 + 1000].ljust(len(data), b"\0")
     )
 
 
@@ -132,7 +132,7 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="a.png: not a file: a pipe"):
+    with pytest.raises(ValueError, match=r"a\.png: not a file: a pipe"):
         pictures.read(tmp_path / "a.png")
 
 

@@ -174,7 +174,7 @@ def test_every_file_is_indexed_rejected_or_set_aside(run, tree, tmp_path):
 
 def test_a_rejected_table_without_rows_is_written_too(run, tree, tmp_path):
     run(tree)
-    assert (tmp_path / "rejected.csv").read_text().split() == ["path,frame,source,reason"]
+    assert (tmp_path / "rejected.csv").read_text().split() == ["path,frame,source,reason,manifest"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -579,3 +579,45 @@ def test_values_that_tables_cannot_hold_become_text():
     row = index.plain({"path": "a", "box": [1, 2], "n": np.int64(3), "none": float("nan"), "big": 2**70, "no": ""})
     assert row == {"path": "a", "box": "[1, 2]", "n": 3, "big": str(2**70)}
     assert json.loads(json.dumps(row)) == row
+
+
+def test_manifests_of_one_folder_share_a_rejected_table_without_mixing(run, tree, tmp_path):
+    (tree / "broken.png").write_bytes(b"no picture")
+    run(tree)
+    first = table(tmp_path / "rejected.csv")
+    assert len(first) == 1
+    other = tmp_path / "sound"
+    other.mkdir()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(other / "a.png")
+    assert main(["data", "index", "images", str(other), "-o", str(tmp_path / "other.csv"), "--workers", "1"]) == 0
+    assert table(tmp_path / "rejected.csv") == first
+
+
+def test_masks_that_cannot_be_used_are_flagged(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48), dtype=np.uint8))
+    for folder in ("images", "masks"):
+        (tmp_path / "t" / folder).mkdir(parents=True)
+    for name in ("good", "small", "broken"):
+        picture.save(tmp_path / "t" / "images" / f"{name}.png")
+    Image.new("L", (48, 40), 255).save(tmp_path / "t" / "masks" / "good.png")
+    Image.new("L", (20, 20), 255).save(tmp_path / "t" / "masks" / "small.png")
+    (tmp_path / "t" / "masks" / "broken.png").write_bytes(b"no")
+    out = tmp_path / "m.csv"
+    assert main(["data", "index", "images", str(tmp_path / "t"), "-o", str(out), "--workers", "1"]) == 0
+    flags = {Path(row["path"]).stem: str(row.get("flag")) for row in manifest.read(out)}
+    assert {name: "mask_unusable" in flag for name, flag in flags.items()} == {
+        "good": False,
+        "small": True,
+        "broken": True,
+    }
+
+
+def test_patients_met_in_two_roots_are_told(tmp_path, capsys):
+    for i, root in enumerate(("a/images", "b/images")):
+        (tmp_path / root).mkdir(parents=True)
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 48), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / root / "p1_0.png")
+    roots = [str(tmp_path / root / "images") for root in ("a", "b")]
+    args = ["data", "index", "images", *roots, "-o", str(tmp_path / "m.csv"), "--pattern", "{patient}_{view}.png"]
+    assert main(args) == 0
+    assert "1 patients or videos, such as p1, are in several roots" in capsys.readouterr().err

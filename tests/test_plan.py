@@ -70,4 +70,4 @@ def test_durations_read_as_a_person_would_say_them():
 def test_an_epoch_that_the_sampler_shortens_is_said_to_be_one():
     (*_, line) = plan.schedule(8, 1, 8, 0.1, 10, 1, 100, 40)
     assert line == "images    80 seen in 10 steps = 2 epochs of 40, which the sampler takes from 100"
-    assert "0.8 times each of 100" in plan.schedule(8, 1, 8, 0.1, 10, 1, 100, 100)[-1]
+    assert "0.8 times each of 100" in plan.schedule(8, 1, 8, 0.1, 10, 1, 100)[-1]

@@ -138,7 +138,7 @@ def test_busi_pictures_of_no_class_are_rejected_and_equal_numbers_are_kept_apart
     assert rows["malignant/1.png"]["label"] == "malignant"
     assert "mask_lesion" not in rows["benign/1.png"]
     assert rows["cover.png"]["label"] == "benign"  # by the name of the root, where nothing else says it
-    reader = BUSI(path=tree(["benign/1.png", "cover.png"], "other"))
+    reader = BUSI(path=tree(["benign/1.png", "benign/1_mask.png", "cover.png"], "other"))
     assert listed(reader)[1] == {"cover.png": "neither its folders nor its name say benign, malignant, normal"}
 
 
@@ -447,3 +447,24 @@ def test_a_name_in_two_folders_is_no_match(tree):
     assert rows["UF/1.jpg"]["age"] == "41"
     assert "age" not in rows["NUF/1.jpg"]
     assert rejected == {"1.jpg": "listed in t.csv, but 2 files have this name"}
+
+
+def test_folders_of_another_data_set_are_refused(tree):
+    buid = ["Benign/1 Benign Image.bmp", "Benign/1 Benign Lesion.bmp", "Malignant/1 Malignant Image.bmp"]
+    others = {BUSI: buid, UF1990: ["a/1.png", "b/1.png", "c/1.png"], MMOTU: ["images/1.png", "masks/1.png"]}
+    for cls, places in others.items():
+        with pytest.raises(ValueError, match="expected"):
+            listed(cls(path=tree(places, f"not {cls.name[:2]}")))
+
+
+def test_masks_named_so_are_no_pictures_of_class_folders(tree):
+    reader = Thyroid4K(path=tree(["benign/1.png", "benign/1 Mask.tif", "malignant/2.png", "malignant/2_mask.png"]))
+    rows, _ = listed(reader)
+    assert list(rows) == ["benign/1.png", "malignant/2.png"]
+    assert reader.aside["masks without a picture"] == 2
+
+
+def test_rehosted_masks_of_mmotu_are_not_said_to_hold_classes(tree):
+    rows, _ = listed(MMOTU(path=tree(["images/1.png", "labels/1.png"], "MMOTU")))
+    assert "mask_class" not in rows["images/1.png"]
+    assert rows["images/1.png"]["mask_lesion"].endswith("labels/1.png")

@@ -337,6 +337,7 @@ def test_data_is_the_sources_path(make, write, tmp_path):
         assert "data" not in recipe.resolved
     assert make(f"{BASE}data: pictures\n").resolved["source"]["path"] == str(tmp_path / "study/pictures")
     assert make(f"{BASE}source: {{name: made, count: 5}}\n", data="x").resolved["source"] == {
+        **dict.fromkeys(("pattern", "organ", "label", "source", "where")),
         "name": "images",
         "path": str(tmp_path / "x"),
     }

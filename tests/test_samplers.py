@@ -660,3 +660,15 @@ def test_options_of_samplers_come_from_the_command_line_as_from_a_recipe(write, 
     words = ["--sampler.init_args.organs", "{kidney: 3}"]
     assert fit(write, tmp_path, OrganSubset, "organs: [liver]", "run", *words) == 2
     assert 'no image has organ "kidney"; there are: breast, liver, thyroid' in capsys.readouterr().err
+
+
+def test_a_fraction_keeps_its_patients_when_rows_come_go_or_move():
+    rows = [{"path": f"{i}.png", "source": "s", "patient": f"p{i // 2}", "organ": "liver"} for i in range(400)]
+
+    def patients(some):
+        return {some[i]["patient"] for i in Fraction(share=0.1).chosen(some)}
+
+    whole = patients(rows)
+    assert patients(rows[::-1]) == whole
+    fewer = [row for row in rows if row["patient"] != min(whole)]
+    assert len(patients(fewer) & whole) >= len(whole) - 2

@@ -144,7 +144,7 @@ def test_a_video_is_a_group_named_by_its_place(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     source = Video(path=tmp_path, organ="heart", label="normal")
     found = [row for item in source.listing() for row in source.expand(item)]
-    assert [row["video"] for row in found] == ["Heart/scan 1", "Heart/scan 2"]
+    assert [row["video"] for row in found] == [f"{tmp_path.name}/Heart/scan 1", f"{tmp_path.name}/Heart/scan 2"]
     assert all(row["patient"] == row["video"] and row["group_kind"] == "video" for row in found)
     assert {(row["organ"], row["label"], row["source"], row["reader"]) for row in found} == {
         ("heart", "normal", "video", "video")

@@ -60,12 +60,19 @@ def _divisors(n: int) -> list[int]:
 
 
 def schedule(
-    batch_size: int, devices: int, micro: int, peak: float, steps: int, warmup: int, rows: int, epoch: int
+    batch_size: int,
+    devices: int,
+    micro: int,
+    peak: float,
+    steps: int,
+    warmup: int,
+    rows: int,
+    epoch: int | None = None,
 ) -> list[str]:
-    """The lines that say what will be done; `epoch` images are visited in each, of `rows`."""
+    """The lines that say what will be done; `epoch` images are visited in each, where not all `rows` are, once."""
     seen, several = steps * batch_size, "s" * (devices > 1)
     times = f"{seen / rows:.4g} times each of {rows:,}"
-    if epoch != rows:
+    if epoch is not None:
         times = f"{seen / epoch:.4g} epochs of {epoch:,}, which the sampler takes from {rows:,}"
     return [
         f"batch     {batch_size:,} images = {micro} x {batch_size // devices // micro} accumulated "

@@ -130,7 +130,7 @@ class Training:
             yield f"weights   {weights['name']}, licence {known['licence']}, sha256 {known['sha256'][:12]}"
         yield f"device    {launch.described(self.fabric)}; exports the {self.export}"
         peak, warmup = self.optimizer.peak, self.optimizer.warmup_steps(self.steps)
-        epoch = self.loader.schedule.images_per_epoch
+        epoch = None if self.loader.schedule.takes_each_once else self.loader.schedule.images_per_epoch
         yield from plan.schedule(batch, world, self.micro, peak, self.steps, warmup, len(self.rows), epoch)
         yield plan.outlook((self.steps - self.start) * batch, self.images_per_second(), self.fabric.device.type)
 

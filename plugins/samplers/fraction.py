@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ussl.data.sampling import groups, numbers, required, shuffled
+from ussl.data.sampling import drawn, groups, required, shuffled
 from ussl.data.schedule import Rows
 from ussl.hookspecs import hookimpl
 from ussl.notice import once
@@ -42,7 +42,7 @@ class Fraction(Sampler):
         """(n,) int64, rising: the rows that every epoch visits."""
         group = self._groups(rows)
         strata, names = self._strata(rows)
-        line = self._line(group, strata)
+        line = self._line(group, strata, drawn(rows, group, self.by, self.draw))
         images = np.cumsum(np.bincount(group)[line])
         patients = int(np.argmin(np.abs(images - self.share * len(rows)))) + 1
         taken = np.zeros(len(line), dtype=bool)
@@ -66,13 +66,13 @@ class Fraction(Sampler):
         codes, names = required(rows, self.stratify, "; write stratify: null to keep no proportions")
         return np.where(codes < 0, len(names), codes), names
 
-    def _line(self, group: np.ndarray, strata: np.ndarray) -> np.ndarray:
+    def _line(self, group: np.ndarray, strata: np.ndarray, places: np.ndarray) -> np.ndarray:
         """All groups, so that any stretch from the start has each stratum in its proportion.
 
         Within its stratum a group's place is random: where the middle of its images lies, from 0 to 1.
         """
         stratum = _most_common(group, strata)
-        line = np.lexsort((numbers(len(stratum), self.draw), stratum))
+        line = np.lexsort((places, stratum))
         sizes, stratum = np.bincount(group)[line].astype(float), stratum[line]
         totals = np.bincount(stratum, sizes)
         before = np.cumsum(sizes) - sizes - (np.cumsum(totals) - totals)[stratum]

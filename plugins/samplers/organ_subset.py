@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ussl.data.sampling import groups, required, shuffled
+from ussl.data.sampling import drawn, groups, required, shuffled
 from ussl.data.schedule import Rows
 from ussl.hookspecs import hookimpl
 from ussl.options import suggest
@@ -61,8 +61,7 @@ class OrganSubset(Sampler):
     def _line(self, rows: Rows) -> np.ndarray:
         """All rows, patient after patient, patients in a random order."""
         group = groups(rows, self.group)
-        place = shuffled(int(group.max()) + 1, self.draw)
-        return np.argsort(place[group], kind="stable")
+        return np.lexsort((group, drawn(rows, group, self.group, self.draw)[group]))
 
     def _first(
         self, line: np.ndarray, codes: np.ndarray, names: list[str], name: str, count: int | None

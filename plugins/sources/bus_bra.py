@@ -101,7 +101,10 @@ def _listed(tables: Iterable[str]) -> dict[str, tuple[dict[str, str], str]]:
         column = str(_naming(path))
         for cells in records(path):
             cells["id"] = cells.pop(column)
-            found.setdefault(stem(cells["id"]), (cells, os.path.basename(path)))
+            known, _ = found.setdefault(stem(cells["id"]), (cells, os.path.basename(path)))
+            for name in ("case", "pathology"):
+                if known.get(name, "").lower() != cells.get(name, "").lower():
+                    raise ValueError(f"{path}: two rows of {cells['id']} say different things under {name}")
     return found
 
 

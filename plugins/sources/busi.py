@@ -37,6 +37,8 @@ class BUSI(DataSet):
         if not any(label for label, _ in pictures.values()):
             raise unlike(self.root, self.name, self.expected)
         lesions = self._lesions(pictures, masks)
+        if not (any(lesions.values()) or any(name.partition(" ")[0] in CLASSES for _, name in pictures.values())):
+            raise unlike(self.root, self.name, self.expected)
         for place, (label, _) in pictures.items():
             path = self.root / place
             if label is None:

@@ -60,12 +60,12 @@ class Camus(DataSet):
         if not patients:
             raise ValueError(f"{self.root}: not {self.name} as it is published: expected {self.expected}")
         splits = _splits(self.root)
-        absent = len(splits.keys() - {folder.name.lower() for folder in patients})
+        absent = len(splits.keys() - set(map(_patient, patients)))
         if absent:
             once(f"camus     {absent} patients of its split lists are not there")
         seen: set[tuple[str, str, str]] = set()
         for folder in patients:
-            patient = folder.name.lower()
+            patient = _patient(folder)
             split = splits.get(patient) or (None if splits else _SPLITS.get(folder.parent.name.lower()))
             for item in self._items(folder, seen):
                 yield {**item, "patient": patient, "group_kind": "patient", **({"split": split} if split else {})}
@@ -123,7 +123,7 @@ class Camus(DataSet):
                 sequence = kind not in ("ED", "ES")
                 if sequence != (self.pictures == "sequence" and view in views):
                     self.aside["sequences" if sequence else "pictures of phases, which are frames of sequences"] += 1
-                elif (key := (folder.name.lower(), view, "" if sequence else kind)) in seen:
+                elif (key := (_patient(folder), view, "" if sequence else kind)) in seen:
                     self.aside["second copies, in another layout"] += 1
                 else:
                     seen.add(key)
@@ -135,6 +135,13 @@ class Camus(DataSet):
         if (folder / name).is_file() and not name.startswith("."):
             what = "values of .mhd files" if end in _DATA else "tables" if end == ".cfg" else folders.other(name)
             self.aside[what] += 1
+
+
+def _patient(folder: Path) -> str:
+    """Who a folder is of. The older layout counts the patients of `testing` from 1 again, as others."""
+    older = not any(".nii" in name.lower() for name in os.listdir(folder))
+    again = older and folder.parent.name.lower() == "testing"
+    return f"testing_{folder.name.lower()}" if again else folder.name.lower()
 
 
 def _patients(root: Path) -> list[Path]:
@@ -159,7 +166,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _splits(root: Path) -> dict[str, str]:
     """The published split of each patient; empty where there are no lists."""
-    place = folders.locate(root, "database_split", depth=2)
+    place = folders.locate(root, "database_split", depth=2) or folders.locate(root.parent, "database_split", depth=0)
     splits: dict[str, str] = {}
     for name, split in _SPLITS.items():
         path = None if place is None else folders.inside(place, f"database_split/subgroup_{name}.txt")

@@ -27,6 +27,7 @@ LABELS = (
     "high-grade serous",
 )
 _CONTRAST = re.compile("(otu[ _-]?)?3d")
+_KNOWN = re.compile("mmotu.*|otu[ _-]?[23]d")
 _TABLE = re.compile("(train|val|test)(_cls)?[.]txt")
 
 
@@ -58,7 +59,10 @@ class MMOTU(DataSet):
         """Rows of all pictures, then of the lists' entries without one. ValueError: no such folders, a broken list."""
         self.aside.clear()
         parts = self._parts()
-        if not any(part.pictures for part in parts.values()):
+        known = any(part.tables for part in parts.values()) or any(
+            _KNOWN.fullmatch(piece) for place in parts for piece in f"{self.root.name}/{place}".casefold().split("/")
+        )
+        if not known or not any(part.pictures for part in parts.values()):
             raise unlike(self.root, self.name, self.expected)
         for place, part in parts.items():
             for table in part.tables:
@@ -132,7 +136,9 @@ class MMOTU(DataSet):
 
     def _masks(self, stem: str, part: Part) -> dict[str, str]:
         coloured = part.annotations.get(stem)
-        files = {"mask_lesion": part.annotations.get(f"{stem}_binary", coloured), "mask_class": coloured}
+        files = {"mask_lesion": part.annotations.get(f"{stem}_binary", coloured)}
+        if coloured and "annotations" in coloured.casefold().split("/"):  # re-hosted masks may have two values
+            files["mask_class"] = coloured
         return {column: str(self.root / file) for column, file in files.items() if file}
 
 

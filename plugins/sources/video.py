@@ -18,8 +18,9 @@ from ussl.parts import Source
 class Video(DataSet):
     """Video files (mp4, avi, mov, mkv, mpg, webm, wmv) as their frames; each video is a group of its own.
 
-    `video` is the file's path below the folder, without its ending. A video has no patient, so that it takes the
-    place of one (`group_kind` video).
+    `video` is the file's path from the folder's name on, without its ending; `time` is when a frame is shown, in the
+    file's own units, by which it is found again. A video has no patient, so that it takes the place of one
+    (`group_kind` video).
     """
 
     name = "video"
@@ -62,7 +63,7 @@ class Video(DataSet):
             return
         for path in folders.walk(root):
             if folders.extension(path) in videos.SUFFIXES:
-                yield self._item(path, os.path.splitext(os.path.relpath(path, root))[0])
+                yield self._item(path, os.path.splitext(os.path.relpath(path, root.parent))[0])
             else:
                 self.aside[folders.other(path)] += 1
 

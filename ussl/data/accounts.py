@@ -58,7 +58,7 @@ class Account:
         first, last = before.around(gives_way)
         self.kept = len(first) + len(last)
         self.table = [row for row in before.rejected if not gives_way(row)] + self.rejected
-        write_rejected(self.table, out.with_name("rejected.csv"))
+        write_rejected(self.table, out)
         if not (self.pictures or self.kept):
             why = "{path}: {reason}".format(**self.rejected[0])
             raise ValueError(f"none of the {self.files} files can be used (rejected.csv says why), first {why}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
 
 ROUNDS = 10  # through all groups, at most, to move single ones
+ATTEMPTS = 16  # with other orders, at most, where a part lacks a class
+_GROUP = 0.1  # what the share of groups counts beside that of members
 _ABSENT = 1.0  # what it costs that a class is absent from a part, beside squared errors of shares
 
 
@@ -12,34 +15,55 @@ def balanced(groups: Sequence[Mapping[int, int]], shares: Sequence[float]) -> li
     """The part of each group: a mapping from class to how many of it the group holds.
 
     Large groups go first, each to where the squares of what shares of classes, and of all, are off by grow least; then
-    single groups move, small ones first, while that gains, for which a class that a part lacks counts most. The order
-    of `groups` decides between equals.
+    single groups move, small ones first, while that gains, for which a class that a part lacks counts most. Where
+    some part still lacks a class, other orders are tried. The order of `groups` decides between equals.
     """
+    best = _settled(groups, shares, sorted(range(len(groups)), key=lambda i: -sum(groups[i].values())), 0.0)
+    for attempt in range(ATTEMPTS):
+        if not best.lacking():
+            break
+        mixed = sorted(range(len(groups)), key=lambda i: hashlib.sha256(f"{attempt}/{i}".encode()).digest())
+        best = min(best, _settled(groups, shares, mixed, _ABSENT), key=_Books.lacking)
+    return best.part
+
+
+def _settled(groups: Sequence[Mapping[int, int]], shares: Sequence[float], order: list[int], absence: float) -> _Books:
+    """Groups put into parts in an order, and moved until nothing gains; absence: its cost before they move."""
     books = _Books(groups, shares)
-    order = sorted(range(len(groups)), key=lambda i: -books.sizes[i])
+    books.absence = absence
     for i in order:
         books.move(i, min(range(len(shares)), key=lambda part: books.gain(i, part)))
     books.absence = _ABSENT
     for _ in range(ROUNDS):
         if not sum(_improve(books, i) for i in reversed(order)):
             break
-    return books.part
+    return books
 
 
 class _Books:
-    """How many of each class, and of all (class -1), each part holds more than its share. part: of each group."""
+    """How many of each class, of groups with that class, and of all (class -1), each part holds. part: of each group.
+
+    Groups count as their members do: else the large ones would all lie in the largest part.
+    """
 
     def __init__(self, groups: Sequence[Mapping[int, int]], shares: Sequence[float]) -> None:
-        self.sizes = [sum(group.values()) for group in groups]
-        self.groups = [[*group.items(), (-1, size)] for group, size in zip(groups, self.sizes, strict=True)]
-        self.total: dict[int, int] = {}
+        self.groups = [
+            [*group.items(), *((("groups", kind), 1) for kind in group), (-1, sum(group.values()))] for group in groups
+        ]
+        self.total: dict[Hashable, int] = {}
         for group in self.groups:
             for kind, count in group:
                 self.total[kind] = self.total.get(kind, 0) + count
+        self.scale = {kind: n**2 / (_GROUP if isinstance(kind, tuple) else 1) for kind, n in self.total.items()}
         self.wanted = [{kind: share * count for kind, count in self.total.items()} for share in shares]
         self.held = [dict.fromkeys(self.total, 0) for _ in shares]
         self.part = [-1] * len(groups)
         self.absence = 0.0
+
+    def lacking(self) -> int:
+        """How often a part lacks a class that has groups enough for all parts."""
+        enough = [key[1] for key, n in self.total.items() if isinstance(key, tuple) and n >= len(self.held)]
+        return sum(1 for held in self.held for kind in enough if held[kind] == 0)
 
     def move(self, i: int, part: int) -> None:
         """Put group i into a part, out of the one it is in."""
@@ -54,7 +78,7 @@ class _Books:
         held, wanted = self.held[part], self.wanted[part]
         error = 0.0
         for kind, count in self.groups[i]:
-            error += count * (2 * (held[kind] - wanted[kind]) + count) / self.total[kind] ** 2
+            error += count * (2 * (held[kind] - wanted[kind]) + count) / self.scale[kind]
             error -= self.absence if held[kind] == 0 else 0
         return error
 
@@ -63,7 +87,7 @@ class _Books:
         held, wanted = self.held[self.part[i]], self.wanted[self.part[i]]
         error = 0.0
         for kind, count in self.groups[i]:
-            error += count * (2 * (held[kind] - wanted[kind]) - count) / self.total[kind] ** 2
+            error += count * (2 * (held[kind] - wanted[kind]) - count) / self.scale[kind]
             error -= self.absence if held[kind] == count else 0
         return error
 

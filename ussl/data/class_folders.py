@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from ussl.data.dataset import DataSet, rejected
 from ussl.data.tree import Tree, look_through, split_of
 from ussl.notice import once
 
+_MASK = re.compile(r"(?<![a-z])mask(?![a-z])", re.IGNORECASE)
 _MANY = 10  # classes; folders named for patients would be more
 _WRAPPERS = frozenset({"image", "images", "img", "imgs", "picture", "pictures", "data", "dataset"})  # no classes
 _FILE = ("file", "filename", "file_name", "path", "image", "image_name", "image_id", "img", "img_name", "name", "id")
@@ -26,6 +28,7 @@ class ClassFolders(DataSet):
     """Pictures in folders named for their classes; a level of train, val and test may lie above or below these."""
 
     organ: str
+    classes = 2  # how many there are
 
     def __init__(self, *, path: Path | None = None, table: Path | None = None) -> None:
         """A tree of class folders.
@@ -44,21 +47,31 @@ class ClassFolders(DataSet):
         tree = look_through(self.root)
         self.aside.clear()
         self.aside.update(tree.aside)
+        named = [place for place in tree.pictures if _MASK.search(place.rpartition("/")[2].rpartition(".")[0])]
+        for place in named:
+            tree.pictures.remove(place)
+            self.aside["masks without a picture"] += 1
         labels = _classes(tree.pictures)
         if not tree.pictures or (self.table is None and not any(labels.values())):
             raise folders.unlike(self.root, self.name, self.expected)
-        self._check(set(labels.values()) - {None})
+        if self.table is None:
+            self._check({str(label) for label in labels.values() if label is not None})
         told, lost = ({}, []) if self.table is None else _read(self.table, tree.pictures, self.root)
         rows = [self._row(place, labels[place], tree, told.get(place, {})) for place in tree.pictures]
+        if self.table is None and len(only := {str(row.get("label")) for row in rows}) == 1:
+            once(f"{self.root}: one class folder, so all pictures are labelled {only.pop()}; there should be two")
         self._notes(rows, told)
         yield from rows
         yield from lost
 
-    def _check(self, labels: Collection[str | None]) -> None:
+    def _check(self, labels: Collection[str]) -> None:
+        some = ", ".join(sorted(labels)[:3])
         if len(labels) > _MANY:
-            some = ", ".join(sorted(map(str, labels))[:3])
             hint = "say what they are: ussl data index images ROOT --pattern 'FOLDERS/{label}/{patient}/{view}'"
             raise ValueError(f"{self.root}: {len(labels)} class folders ({some}, ...), too many to be classes; {hint}")
+        if len(labels) > self.classes:
+            why = f"{len(labels)} class folders ({some}{', ...' if len(labels) > 3 else ''})"
+            raise ValueError(f"{self.root}: {why}, and {self.name} has {self.classes}: expected {self.expected}")
 
     def _row(self, place: str, label: str | None, tree: Tree, told: Mapping[str, str]) -> dict[str, Any]:
         splits = [split for piece in place.split("/")[:-1] if (split := split_of(piece))]

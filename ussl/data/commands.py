@@ -20,6 +20,7 @@ def add(commands: Any, command: Command) -> None:
     _add_audit(command(inner, "audit", _run("audit"), "Find duplicates, shared patients, burned-in text."))
     _add_split(command(inner, "split", _run("split"), "Divide into train, val and test by patient, stratified."))
     _add_pack(command(inner, "pack", _run("pack"), "Decode once, into shards that training reads at memory speed."))
+    _add_stream(command(inner, "stream", _run("stream"), "Rewrite a pack for training from object storage."))
 
 
 def _run(module: str) -> Callable[..., int]:
@@ -71,9 +72,12 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ratio", default="3:1:1", metavar="A:B:C", help="train:val:test (default: 3:1:1); or A:B")
     help = "the column that each split should have in equal shares (default: label; none: no column)"
     parser.add_argument("--stratify", default=None, metavar="COLUMN", help=help)
-    help = "the column that is never divided (default: patient; none: no picture belongs with another)"
+    help = "the column that is never divided (default: patient; none: only copies stay together)"
     parser.add_argument("--group", default=None, metavar="COLUMN", help=help)
     parser.add_argument("--seed", type=int, default=0, help="another seed, another split (default: 0)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a split that the manifest has, and the file to write"
+    )
     _add_out(parser, "where to (default: MANIFEST.split.parquet, beside it)")
     _add_workers(parser)
 
@@ -90,6 +94,15 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make the pack again")
     parser.add_argument("--verify", action="store_true", help="only compare every picture of a pack with its digest")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="a local plugin (repeatable)")
+
+
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pack", help="the folder that `ussl data pack` wrote")
+    _add_out(parser, "the folder to write, to be uploaded as it is", required=True)
+    help = "MiB that are fetched at once, a random sample of all pictures (default: 64)"
+    parser.add_argument("--chunk-mb", type=float, default=64, metavar="MB", help=help)
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another order (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the stream that is there")
 
 
 def _add_manifest(parser: argparse.ArgumentParser) -> None:

@@ -111,10 +111,10 @@ def _hits(words: np.ndarray, distance: int) -> Iterator[Hits]:
 def _orders() -> list[list[int]]:
     """The bits that each order sorts by, drawn in a way that is the same on every machine."""
 
-    def drawn(order: int, bit: int) -> bytes:
-        return hashlib.sha256(f"{order}/{bit}".encode()).digest()
+    def drawn(order: int) -> list[int]:
+        return sorted(range(BITS), key=lambda bit: hashlib.sha256(f"{order}/{bit}".encode()).digest())[:_KEY]
 
-    return [sorted(range(BITS), key=lambda bit, order=order: drawn(order, bit))[:_KEY] for order in range(ORDERS)]
+    return [drawn(order) for order in range(ORDERS)]
 
 
 def _keys(words: np.ndarray, chosen: Sequence[int]) -> np.ndarray:

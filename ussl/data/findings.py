@@ -34,6 +34,7 @@ MEANING = {  # every finding, and what it is of a picture, in the order of a rep
     "task_val": "are, or nearly are, a validation picture of a task, or of its patient",
     "burned_in": "have text, rulers or logos outside of the scan",
     "region_outside": "have a DICOM region outside of the picture",
+    "mask_unusable": "have a mask that cannot be read, or is of another size",
     "no_patient": "have no patient, so that a split cannot keep theirs together",
 }
 
@@ -54,7 +55,7 @@ def flagged(rows: Rows, wrong: Mapping[int, str]) -> Iterator[Finding]:
         if i in wrong:
             yield Finding(i, "unreadable", detail=wrong[i])
         for word in words(row):
-            if word in ("blank", "tiny", "burned_in", "region_outside"):
+            if word in ("blank", "tiny", "burned_in", "region_outside", "mask_unusable"):
                 yield Finding(i, word)
         if not row.get("patient"):
             yield Finding(i, "no_patient")

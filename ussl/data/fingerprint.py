@@ -40,7 +40,7 @@ def fingerprint(picture: np.ndarray) -> dict[str, Any]:
 def digest(picture: np.ndarray) -> str:
     """32 hexadecimal digits that differ where a pixel, the size or the channels do: of SHA-256, the first half."""
     seal = hashlib.sha256(repr(picture.shape).encode())
-    seal.update(np.ascontiguousarray(picture))
+    seal.update(np.ascontiguousarray(picture).data)
     return seal.hexdigest()[:32]
 
 
@@ -48,8 +48,8 @@ def perceptual(grey: Image.Image) -> str:
     """`BITS` bits, in hexadecimal, of which copies of a grey picture share most and other pictures about half.
 
     The scan is told from its dark surround and its contrast evened out, so that neither a scanner's sector nor gain
-    or gamma count; the bits are the signs of the lowest cosine coefficients of what is left (as in pHash, Zauner 2010),
-    under a window that weighs the middle, where a cut edge displaces least.
+    or gamma count; the bits are the signs of the lowest cosine coefficients of what is left (as in pHash, Zauner
+    2010), under a window that weighs the middle, where a cut edge displaces least.
     """
     means = Image.Resampling.BOX if min(grey.size) > _COARSE else Image.Resampling.BILINEAR
     cells = np.asarray(grey.resize((_COARSE, _COARSE), means))

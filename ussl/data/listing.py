@@ -12,6 +12,7 @@ from ussl.data.measure import Item, Row, frame, plain
 from ussl.data.merging import Before
 from ussl.errors import RunFailed
 from ussl.layers import Layer
+from ussl.notice import once
 from ussl.parts import Source
 
 GOES_ON = "what was read is kept, and the same command goes on from there"
@@ -56,6 +57,8 @@ def list_all(roots: Sequence[Root], name: str, before: Before) -> Found:
     """Everything that the sources list. ValueError: a folder that is not what the source reads, or holds nothing."""
     found, known = Found(), before.files()
     met: set[tuple[str, int]] = set()
+    owner: dict[tuple[str, str], int] = {}  # of patients: the first root
+    shared: set[tuple[str, str]] = set()
     for number, root in enumerate(roots):
         listed = 0
         for row in _listed(root, name):
@@ -65,6 +68,10 @@ def list_all(roots: Sequence[Root], name: str, before: Before) -> Found:
                 found.twice += 1
                 continue
             met.add((path, frame(row)))
+            if row.get("patient"):
+                patient = str(row.get("source")), str(row["patient"])
+                if owner.setdefault(patient, number) != number:
+                    shared.add(patient)
             found.items.append(Item(number, row, known.get(path)))
         aside = getattr(root.source, "aside", Counter())
         found.aside.update(aside)
@@ -72,6 +79,11 @@ def list_all(roots: Sequence[Root], name: str, before: Before) -> Found:
             raise ValueError(
                 f"{root.path or name}: {name} finds no pictures there; found {counted(aside) or 'nothing'}"
             )
+    if shared:
+        once(
+            f"{len(shared)} patients or videos, such as {min(shared)[1]}, are in several roots and count as the same; "
+            "where they are not, index one root after the other with --add and a --source name of its own"
+        )
     return found
 
 

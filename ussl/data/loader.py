@@ -61,11 +61,11 @@ class _Reader(Dataset[Any]):
     def _picture(self, i: int) -> tuple[np.ndarray, float]:
         """The picture of a row, no larger than the canvas, and its pixels per pixel of the source."""
         place = self.place[i]
-        picture, before = self.places.picture(place) if place >= 0 else (self._read(i), 1.0)
+        picture, before = self.places.picture(place) if place >= 0 else self._read(i)
         picture, scale = fit(picture, self.canvas)
         return picture, scale * before
 
-    def _read(self, i: int) -> np.ndarray:
+    def _read(self, i: int) -> tuple[np.ndarray, float]:
         row = pickle.loads(self.blobs[self.ends[i - 1] if i else 0 : self.ends[i]].tobytes())
         try:
             picture = self.readers[_reader_of(row)].read(row)
@@ -75,7 +75,7 @@ class _Reader(Dataset[Any]):
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or colour) or 0 in picture.shape:
             what = f"{picture.dtype} {picture.shape}"
             raise ValueError(f"{row['path']}: reader {_reader_of(row)} gave {what}, not uint8 (H, W) or (H, W, 3)")
-        return picture
+        return picture, float(row.get("packed_scale") or 1.0)
 
 
 def _reader_of(row: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ussl.data import folders, masks
 from ussl.data.fingerprint import fingerprint
 from ussl.data.manifest import FILES, LAST
 from ussl.parts import Source
@@ -109,7 +110,8 @@ class Measure:
             what = f"{picture.dtype} {picture.shape}"
             raise ValueError(f"reader {row.get('reader') or self.name} gave {what}, not uint8 (H, W) or (H, W, 3)")
         seen = fingerprint(picture)
-        return plain(seen) | {"flag": joined(row.get("flag"), seen.get("flag"))}
+        unusable = "mask_unusable" if any(_is_unusable(*mask, picture.shape[:2]) for mask in _masks(row)) else None
+        return plain(seen) | {"flag": joined(row.get("flag"), seen.get("flag"), unusable)}
 
     def _reader(self, row: Row, root: int) -> Source:
         name = row.get("reader") or self.name
@@ -118,6 +120,21 @@ class Measure:
         if (name, root) not in self._others:
             self._others[name, root] = self.readers(name, root)
         return self._others[name, root]
+
+
+def _masks(row: Row) -> list[tuple[str, str]]:
+    """Column and file of the row's masks that are pictures or polygons."""
+    found = masks.columns(row).items()
+    return [(column, path) for column, path in found if folders.extension(path) in folders.PICTURES | {".json"}]
+
+
+def _is_unusable(column: str, path: str, size: tuple[int, int]) -> bool:
+    """Whether the file of a mask cannot be read, or is of another size than its picture."""
+    try:
+        masks.read(path, size, outline=column.startswith("outline_"))
+    except (ValueError, OSError):
+        return True
+    return False
 
 
 def plain(row: Mapping[str, Any]) -> Row:

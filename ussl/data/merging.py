@@ -11,7 +11,7 @@ from pathlib import Path
 from ussl.data import manifest
 from ussl.data.measure import Row, frame, joined
 
-REJECTED = ("path", "frame", "source", "reason")
+REJECTED = ("path", "frame", "source", "reason", "manifest")
 
 
 @dataclass
@@ -19,12 +19,13 @@ class Before:
     """What a manifest and its rejected.csv held."""
 
     rows: list[Row] = field(default_factory=list)
-    rejected: list[Row] = field(default_factory=list)
+    rejected: list[Row] = field(default_factory=list)  # of this manifest
 
     @classmethod
     def read(cls, out: Path) -> Before:
         """Of the manifest `out`, paths absolute."""
-        return cls(manifest.read(out), read_rejected(out.with_name("rejected.csv")))
+        rejected = read_rejected(out.with_name("rejected.csv"))
+        return cls(manifest.read(out), [row for row in rejected if row["manifest"] == out.name])
 
     def files(self) -> dict[str, dict[int, Row]]:
         """The rows by path and frame."""
@@ -71,8 +72,14 @@ def read_rejected(path: Path) -> list[Row]:
     return rows
 
 
-def write_rejected(rows: Sequence[Row], path: Path) -> None:
-    """Rows as a rejected.csv, whole or not at all; paths under its folder become relative, as in a manifest."""
+def write_rejected(rows: Sequence[Row], out: Path) -> None:
+    """Rows of the manifest `out` into the rejected.csv beside it, whole or not at all; those of others stay.
+
+    Paths under its folder become relative, as in a manifest.
+    """
+    path = out.with_name("rejected.csv")
+    others = [row for row in read_rejected(path) if row["manifest"] != out.name]
+    rows = [*others, *(row | {"manifest": out.name} for row in rows)]
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="") as file:

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +36,7 @@ class Options:
     """What a pack's pixels depend on, beside the pictures."""
 
     short_side: int = 384
-    scan: str = "keep"  # or mask, crop
+    scan: Literal["keep", "mask", "crop"] = "keep"
     grey: bool = False
 
     def words(self) -> str:

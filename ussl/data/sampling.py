@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,25 @@ def groups(rows: Rows, column: str) -> np.ndarray:
     if alone.any():
         once(f"{alone.sum():,} of {len(rows):,} images have no {column}: each counts as a {column} of its own")
     return np.unique(joint, return_inverse=True)[1]
+
+
+def drawn(rows: Rows, group: np.ndarray, column: str | None, draw: int) -> np.ndarray:
+    """(groups,) uint64, random by `draw` and by what each group is: other rows, or another order, change nothing.
+
+    A group of `groups` is known by its source and value; a row by itself by its digest, else by the end of its path.
+    """
+    first = np.unique(group, return_index=True)[1].tolist()
+    found = [_known(rows[i], column) for i in first]
+    keys = (hashlib.blake2b(f"{draw}\0{known}".encode(), digest_size=8).digest() for known in found)
+    return np.frombuffer(b"".join(keys), dtype="<u8")
+
+
+def _known(row: Mapping[str, Any], column: str | None) -> str:
+    if column is not None and not _missing(row.get(column)):
+        return f"{row.get('source')}\0{row[column]}"
+    if digest := row.get("digest"):
+        return str(digest)
+    return f"{'/'.join(str(row.get('path')).split('/')[-2:])}\0{row.get('frame') or 0}"
 
 
 def apportioned(weights: np.ndarray, total: int) -> np.ndarray:

@@ -47,6 +47,11 @@ class Schedule:
         """Whole batches in an epoch: the last, incomplete one is dropped."""
         return self.images_per_epoch // self.batch_size
 
+    @property
+    def takes_each_once(self) -> bool:
+        """Whether an epoch visits every row one time."""
+        return self.images_per_epoch == len(self.rows) and not self._order_of(0)[1].any()
+
     def epoch_of(self, step: int) -> int:
         """The epoch that optimiser step `step` belongs to, both counted from 0."""
         return step // self.steps_per_epoch
@@ -54,11 +59,8 @@ class Schedule:
     def rows_of(self, step: int) -> tuple[int, np.ndarray, np.ndarray]:
         """Epoch, row numbers (b,) and turns (b,) of a global batch; turn: how often the row came before."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        if epoch not in self._orders:
-            near = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}  # workers read ahead
-            self._orders = {**near, epoch: self._order(epoch)}
         part = slice(within * self.batch_size, (within + 1) * self.batch_size)
-        order, turn = self._orders[epoch]
+        order, turn = self._order_of(epoch)
         return epoch, order[part], turn[part]
 
     def micro_batches(self, step: int, rank: int, world: int, micro: int) -> Iterator[Request]:
@@ -67,6 +69,12 @@ class Schedule:
         share = self.batch_size // world
         for at in range(rank * share, (rank + 1) * share, micro):
             yield Request(step, index[at : at + micro], turn[at : at + micro])
+
+    def _order_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if epoch not in self._orders:
+            near = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}  # workers read ahead
+            self._orders = {**near, epoch: self._order(epoch)}
+        return self._orders[epoch]
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         order = self._ordered(epoch)
