@@ -31,6 +31,11 @@ class Located(str):
         self.folder = str(folder)
         return self
 
+    @property
+    def is_address(self) -> bool:
+        """Whether it names something elsewhere, as s3://bucket/prefix does, and so is no path."""
+        return re.match(r"\w[\w+.-]+://", self) is not None
+
     def path(self) -> str:
         """The absolute path that it is, when it is one. ValueError: it is empty, as an unset variable is."""
         if not self.strip():
@@ -127,6 +132,8 @@ def _place(value: Any, hint: Any) -> Any:
         return [_place(item, hint) for item in value]
     if not isinstance(value, Located):
         return value
+    if value.is_address:
+        return str(value)
     leaves = _leaves(hint)
     is_path = Path in leaves and value not in leaves and (str not in leaves or os.path.exists(value.path()))
     return value.path() if is_path else str(value)

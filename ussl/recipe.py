@@ -66,6 +66,8 @@ class Recipe:
         self.loader, loader = _settings("loader", Loader, layer.get("loader"))
         _add_plugins(host, top.plugins, trust)
         data = written.pop("data")  # source.path in a resolved recipe
+        if isinstance(said := layer.get("data"), Located) and said.is_address:
+            data = str(said)  # a path has no two slashes
         given = {kind: _given(kind, layer.get(kind, {})) for kind in PARTS}
         self._parts = {
             kind: part and (_source(host, part, data) if kind == "source" else choose(host, kind, kind, part))
@@ -216,7 +218,7 @@ def _source(host: Host, part: Layer, data: str | None, where: str = "source") ->
         return choose(host, "source", where, part)
     path = data or given.get("path", known["path"].default)
     if path in (None, REQUIRED) and os.environ.get("USSL_DATA"):
-        path = os.path.abspath(os.environ["USSL_DATA"])
+        path = Located(os.environ["USSL_DATA"], os.getcwd())
     given.pop("path", None)
     waits = path in (None, REQUIRED)
     given |= {} if waits else {"path": path}

@@ -28,7 +28,8 @@ FREE = (
     *(f"train.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "threads", "micro_batch")),
     *(f"train.{key}" for key in ("compile", "activation_checkpointing", "save_every", "keep", "max_refused")),
     "train.stop_on_collapse",
-    *("train.precision", "loader.workers", "source.path", "export", "plugins", "probes."),
+    *("train.precision", "loader.workers", "export", "plugins", "probes."),
+    *(f"source.{key}" for key in ("path", "endpoint", "cache", "max_cache_gb")),  # where the pictures lie
 )
 
 

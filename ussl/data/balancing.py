@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 ROUNDS = 10  # through all groups, at most, to move single ones
 ATTEMPTS = 16  # with other orders, at most, where a part lacks a class
-_GROUP = 0.1  # what the share of groups counts beside that of members
+_GROUP = 0.01  # what the share of groups counts beside that of members
 _ABSENT = 1.0  # what it costs that a class is absent from a part, beside squared errors of shares
 
 
